@@ -1,0 +1,258 @@
+//! What agent and client exchange: the closed table of errors, receipts, and
+//! the JSON of status, listing, inspection and keys.
+//!
+//! Field names and error types are promises to clients (docs/api.md).
+
+mod error;
+
+pub use error::{Error, ErrorKind, Problem};
+
+use serde::{Deserialize, Serialize};
+
+/// Request and response headers that are ours; lower case, as `http` wants.
+pub mod header {
+    /// Repeatable `k=v`: a pair for the encryption context.
+    pub const CONTEXT: &str = "strongroom-context";
+    /// S3 storage class.
+    pub const STORAGE_CLASS: &str = "strongroom-storage-class";
+    /// RFC 3339 instant until which Object Lock retains the object.
+    pub const RETAIN_UNTIL: &str = "strongroom-retain-until";
+    /// `GOVERNANCE` or `COMPLIANCE`.
+    pub const RETENTION_MODE: &str = "strongroom-retention-mode";
+    /// `ON` or `OFF`.
+    pub const LEGAL_HOLD: &str = "strongroom-legal-hold";
+    /// Object tags, URL-encoded as in `x-amz-tagging`.
+    pub const TAGS: &str = "strongroom-tags";
+    /// The ring (or key) that wraps this object.
+    pub const KEY: &str = "strongroom-key";
+    /// Opens a message that is not bound to a place by our context pairs.
+    pub const ALLOW_UNBOUND: &str = "strongroom-allow-unbound";
+    /// Opens a version 1 message, which has no key commitment.
+    pub const ALLOW_UNCOMMITTED: &str = "strongroom-allow-uncommitted";
+    /// The place, `s3://BUCKET/KEY`, that a copied object is bound to.
+    pub const BOUND_TO: &str = "strongroom-bound-to";
+    /// On responses: the message id, hexadecimal.
+    pub const MESSAGE_ID: &str = "strongroom-message-id";
+    /// On responses: the wrapping key that opened the message.
+    pub const WRAPPING_KEY: &str = "strongroom-wrapping-key";
+    /// On responses: S3's version id.
+    pub const VERSION_ID: &str = "strongroom-version-id";
+    /// On responses: `true` if another writer stored this object.
+    pub const FOREIGN_WRITE: &str = "strongroom-foreign-write";
+    /// On every response: the id in the agent's log lines.
+    pub const REQUEST_ID: &str = "strongroom-request-id";
+}
+
+/// Proof of a stored object: what S3 acknowledged and which key wrapped it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The bucket.
+    pub bucket: String,
+    /// The object key, decoded.
+    pub key: String,
+    /// S3's version id, in versioned buckets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<String>,
+    /// S3's entity tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+    /// Plaintext bytes.
+    pub plaintext_size: u64,
+    /// Bytes in S3.
+    pub stored_size: u64,
+    /// The object's checksum, `algorithm:base64`.
+    pub checksum: String,
+    /// The message id, 64 hexadecimal digits.
+    pub message_id: String,
+    /// The configured name of the wrapping key.
+    pub wrapping_key: String,
+    /// When the message was begun, Unix milliseconds; also in its context.
+    pub created: u64,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListEntry {
+    /// The object key.
+    pub key: String,
+    /// Bytes in S3.
+    pub stored_size: u64,
+    /// Plaintext bytes, where the catalogue knows this very object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plaintext_size: Option<u64>,
+    /// S3's modification time, RFC 3339.
+    pub last_modified: String,
+    /// S3's storage class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+}
+
+/// One page of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListPage {
+    /// Objects, in S3's order.
+    pub objects: Vec<ListEntry>,
+    /// Common prefixes, when a delimiter was given.
+    pub prefixes: Vec<String>,
+    /// Give this as `continuation` for the next page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continuation: Option<String>,
+}
+
+/// What the six questions need, and what is known without decrypting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// The bucket.
+    pub bucket: String,
+    /// The object key.
+    pub key: String,
+    /// S3's version id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<String>,
+    /// Bytes in S3.
+    pub stored_size: u64,
+    /// Plaintext bytes by computation; not authenticated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plaintext_size: Option<u64>,
+    /// S3's modification time, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_modified: Option<String>,
+    /// S3's storage class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+    /// ESDK message format version.
+    pub format_version: u8,
+    /// ESDK algorithm suite, such as `0x0478`.
+    pub suite: String,
+    /// The message id, hexadecimal.
+    pub message_id: String,
+    /// Plaintext bytes a frame; 0 when not framed.
+    pub frame_length: u32,
+    /// The encryption context as stored.
+    pub context: Vec<(String, String)>,
+    /// Who can open it.
+    pub encrypted_data_keys: Vec<InspectedKey>,
+    /// How it compares with the catalogue: `current`, `superseded`, `unknown`.
+    pub catalogue: String,
+    /// What of the above was cryptographically verified: never anything here
+    /// but `header` if the token opened a data key, else `nothing`.
+    pub verified: String,
+    /// The six questions with their answers, in order.
+    pub questions: Vec<Answer>,
+}
+
+/// One encrypted data key of an inspected object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectedKey {
+    /// The EDK's provider id (key namespace).
+    pub provider: String,
+    /// The wrapping key's name.
+    pub name: String,
+    /// Whether this agent is configured with that key.
+    pub at_hand: bool,
+    /// The token that holds it, when at hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// One of the six questions of custody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The question.
+    pub question: String,
+    /// Its answer for this object and this installation.
+    pub answer: String,
+}
+
+/// A wrapping key, with its attributes as the token reports them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyInfo {
+    /// Its configured name.
+    pub name: String,
+    /// The token's configured name.
+    pub token: String,
+    /// CKA_LABEL.
+    pub label: String,
+    /// The ring grants and requests name.
+    pub ring: String,
+    /// `active`, `decrypt`, `disabled`.
+    #[serde(rename = "use")]
+    pub usage: String,
+    /// Whether it can be used now.
+    pub ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The attributes, by their PKCS#11 names, as the token reports them.
+    pub attributes: Vec<(String, String)>,
+    /// The token's own check value, hexadecimal, if it gives one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check_value: Option<String>,
+}
+
+/// A token's state as status tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenStatus {
+    /// The configured name.
+    pub name: String,
+    /// `starting`, `ready`, `recovering`, `down`, `misconfigured`, `locked`.
+    pub health: String,
+    /// Why it is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The worker's process id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker_pid: Option<u32>,
+    /// CKA_LABEL of the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_label: Option<String>,
+    /// Its serial number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Manufacturer and model as the token reports them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Whether it is a software token, which protects no key from root.
+    pub soft: bool,
+}
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `ready`, `starting`, `degraded`, `down`, `misconfigured`, `locked`, `stopping`.
+    pub health: String,
+    /// The agent's version.
+    pub version: String,
+    /// The supervisor's process id.
+    pub supervisor_pid: u32,
+    /// The server's process id.
+    pub server_pid: u32,
+    /// Seconds since the server started.
+    pub uptime_seconds: u64,
+    /// Requests in progress.
+    pub requests: usize,
+    /// Bytes of `memory_budget` in use.
+    pub memory_in_use: u64,
+    /// `memory_budget` in bytes.
+    pub memory_budget: u64,
+    /// The store's endpoint.
+    pub endpoint: String,
+    /// How the server is confined, such as `landlock+seccomp`.
+    pub confinement: String,
+    /// Every configured token.
+    pub tokens: Vec<TokenStatus>,
+    /// Every configured key.
+    pub keys: Vec<KeyInfo>,
+}
+
+/// `POST /v1/keys`: generate a wrapping key in a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerateKey {
+    /// CKA_LABEL of the new key.
+    pub label: String,
+    /// The configured name of the token.
+    pub token: String,
+}

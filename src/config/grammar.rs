@@ -1,0 +1,352 @@
+//! The file's grammar, table by table. Defaults are stated here and nowhere
+//! else; `unimplemented` lists what the grammar knows and this release lacks.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::units::{Length, Timeout};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default)]
+    pub(super) agent: Agent,
+    #[serde(default)]
+    pub(super) s3: S3,
+    #[serde(default)]
+    pub(super) message: Message,
+    #[serde(default)]
+    pub(super) spool: Spool,
+    #[serde(default)]
+    pub(super) keyslots: Keyslots,
+    #[serde(default)]
+    pub(super) token: Vec<Token>,
+    #[serde(default)]
+    pub(super) key: Vec<Key>,
+    audit: Option<toml::Table>,
+    metrics: Option<toml::Table>,
+    recipients: Option<toml::Table>,
+    recipient: Option<Vec<toml::Table>>,
+    bucket_alias: Option<Vec<toml::Table>>,
+    grant: Option<Vec<toml::Table>>,
+}
+
+impl File {
+    /// The first setting that the grammar has and this release does not.
+    pub(super) fn unimplemented(&self) -> Option<String> {
+        let tables = [
+            ("[audit]", self.audit.is_some()),
+            ("[metrics]", self.metrics.is_some()),
+            ("[recipients]", self.recipients.is_some()),
+            ("[[recipient]]", self.recipient.is_some()),
+            ("[[bucket_alias]]", self.bucket_alias.is_some()),
+            ("[[grant]]", self.grant.is_some()),
+        ];
+        if let Some((name, _)) = tables.iter().find(|(_, set)| *set) {
+            return Some((*name).to_owned());
+        }
+        for key in &self.key {
+            let settings = [
+                ("cryptoperiod", key.cryptoperiod.is_some()),
+                ("wrap_limit", key.wrap_limit.is_some()),
+                ("successor", key.successor.is_some()),
+                ("use = \"compromised\"", key.usage == KeyUse::Compromised),
+            ];
+            if let Some((name, _)) = settings.iter().find(|(_, set)| *set) {
+                return Some((*name).to_owned());
+            }
+        }
+        // The conventions other than `host` are the next release's; `auto`
+        // means `host` until then.
+        self.token
+            .iter()
+            .any(|t| !matches!(t.gcm_iv, GcmIv::Auto | GcmIv::Host))
+            .then(|| "gcm_iv = \"zero-writeback\" or \"vendor-prefix\"".to_owned())
+    }
+}
+
+/// `[agent]`: the process, its socket and its limits.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Agent {
+    /// The Unix socket's path.
+    pub socket: PathBuf,
+    /// Its mode, as octal digits.
+    pub socket_mode: String,
+    /// Its group; the agent's own when absent.
+    pub socket_group: Option<String>,
+    /// Where the catalogue lives.
+    pub state_dir: PathBuf,
+    /// Part buffers of all requests together.
+    pub memory_budget: Length,
+    /// Requests in progress at once; more get 429.
+    pub max_requests: usize,
+    /// How long running requests may go on after SIGTERM.
+    pub shutdown_grace: Timeout,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self {
+            socket: "/run/strongroom/agent.sock".into(),
+            socket_mode: "0660".into(),
+            socket_group: None,
+            state_dir: "/var/lib/strongroom".into(),
+            memory_budget: Length::from_bytes(256 << 20),
+            max_requests: 256,
+            shutdown_grace: Timeout::from_secs(60),
+        }
+    }
+}
+
+impl Agent {
+    /// The socket's permission bits.
+    #[must_use]
+    pub fn socket_mode_bits(&self) -> u32 {
+        u32::from_str_radix(&self.socket_mode, 8).unwrap_or(0o600)
+    }
+}
+
+/// When SigV4 covers the payload's SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PayloadSigning {
+    /// Over plain http only: TLS already protects the payload in transit.
+    Auto,
+    /// On every request.
+    Always,
+    /// On none; the checksum and the ciphertext's own tags cover it.
+    Never,
+}
+
+/// The checksum S3 verifies and stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checksum {
+    /// CRC-64/NVME, combinable over parts, S3's own default.
+    Crc64nvme,
+    /// CRC-32C, combinable over parts.
+    Crc32c,
+    /// SHA-256; a multipart object's is a checksum of checksums.
+    Sha256,
+}
+
+/// `[s3]`: the store.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct S3 {
+    /// The region; the SDK's chain decides when absent.
+    pub region: Option<String>,
+    /// A store other than AWS's.
+    pub endpoint_url: Option<String>,
+    /// `http://host/bucket/key` instead of `http://bucket.host/key`.
+    pub force_path_style: bool,
+    /// Permits plain http beyond loopback.
+    pub allow_http: bool,
+    /// When payloads are signed.
+    pub payload_signing: PayloadSigning,
+    /// The account that must own every bucket.
+    pub expected_bucket_owner: Option<String>,
+    /// The nominal size of a part.
+    pub part_size: Length,
+    /// Parts in flight for one request.
+    pub upload_concurrency: usize,
+    /// Trust anchors (PEM) instead of the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// The checksum on every part and object.
+    pub checksum: Checksum,
+    /// Server-side encryption as a second layer.
+    pub sse: Option<String>,
+    /// The KMS key for `sse = "aws:kms"`.
+    pub sse_kms_key_id: Option<String>,
+}
+
+impl Default for S3 {
+    fn default() -> Self {
+        Self {
+            region: None,
+            endpoint_url: None,
+            force_path_style: false,
+            allow_http: false,
+            payload_signing: PayloadSigning::Auto,
+            expected_bucket_owner: None,
+            part_size: Length::from_bytes(8 << 20),
+            upload_concurrency: 8,
+            ca_bundle: None,
+            checksum: Checksum::Crc64nvme,
+            sse: None,
+            sse_kms_key_id: None,
+        }
+    }
+}
+
+/// `[message]`: how plaintext is framed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Message {
+    /// Plaintext bytes in every frame but the last.
+    pub frame_length: Length,
+}
+
+impl Default for Message {
+    fn default() -> Self {
+        Self {
+            frame_length: Length::from_bytes(256 << 10),
+        }
+    }
+}
+
+/// `[spool]`: where ciphertext waits that does not fit `memory_budget`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Spool {
+    /// The directory; `spool` in the state directory when absent.
+    pub dir: Option<PathBuf>,
+    /// All requests' spooled bytes together.
+    pub max: Length,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            max: Length::from_bytes(20 << 30),
+        }
+    }
+}
+
+/// `[keyslots]`: where headers and re-wrapped data keys are kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keyslots {
+    /// Their bucket; the object's own when absent.
+    pub bucket: Option<String>,
+    /// Their prefix; clients cannot reach what is under it.
+    pub prefix: String,
+}
+
+impl Default for Keyslots {
+    fn default() -> Self {
+        Self {
+            bucket: None,
+            prefix: ".strongroom/keyslots/".into(),
+        }
+    }
+}
+
+/// Who chooses the IV of a wrap (docs/tokens.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GcmIv {
+    /// Found out at start.
+    Auto,
+    /// The worker supplies 12 random bytes.
+    Host,
+    /// The token writes its own into 12 zero bytes.
+    ZeroWriteback,
+    /// The token puts its own before the ciphertext.
+    VendorPrefix,
+}
+
+/// `[[token]]`: one PKCS#11 token.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// What keys call it.
+    pub name: String,
+    /// The PKCS#11 library's absolute path.
+    pub module: PathBuf,
+    /// CKA_LABEL of the token.
+    pub token_label: Option<String>,
+    /// Its serial number.
+    pub serial: Option<String>,
+    /// A file with the user PIN.
+    pub pin_file: Option<PathBuf>,
+    /// The name of a systemd credential with the user PIN.
+    pub pin_credential: Option<String>,
+    /// The IV convention.
+    #[serde(default = "auto")]
+    pub gcm_iv: GcmIv,
+    /// Logged-in sessions working in parallel.
+    #[serde(default = "sessions")]
+    pub sessions: usize,
+    /// The deadline of one token call.
+    #[serde(default = "call_timeout")]
+    pub call_timeout: Timeout,
+    /// Whether the worker may use the network.
+    #[serde(default = "yes")]
+    pub network: bool,
+}
+
+/// What a wrapping key is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyUse {
+    /// Wraps and unwraps.
+    Active,
+    /// Unwraps only.
+    Decrypt,
+    /// Neither.
+    Disabled,
+    /// Never tried on its own.
+    Compromised,
+}
+
+/// `[[key]]`: one wrapping key.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// Its name in every object it wraps; permanent.
+    pub name: String,
+    /// The token that holds it.
+    pub token: String,
+    /// Its CKA_LABEL there.
+    pub label: String,
+    ring: Option<String>,
+    /// What it is used for.
+    #[serde(rename = "use", default = "active")]
+    pub usage: KeyUse,
+    /// Not generated in this token.
+    #[serde(default)]
+    pub imported: bool,
+    cryptoperiod: Option<toml::Value>,
+    wrap_limit: Option<toml::Value>,
+    successor: Option<toml::Value>,
+}
+
+impl Key {
+    /// The ring that requests name; its own name by default.
+    #[must_use]
+    pub fn ring(&self) -> &str {
+        self.ring.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Whether it wraps new data keys.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.usage == KeyUse::Active
+    }
+
+    /// Whether it may unwrap.
+    #[must_use]
+    pub fn opens(&self) -> bool {
+        matches!(self.usage, KeyUse::Active | KeyUse::Decrypt)
+    }
+}
+
+const fn auto() -> GcmIv {
+    GcmIv::Auto
+}
+const fn active() -> KeyUse {
+    KeyUse::Active
+}
+const fn sessions() -> usize {
+    16
+}
+const fn call_timeout() -> Timeout {
+    Timeout::from_secs(10)
+}
+const fn yes() -> bool {
+    true
+}
