@@ -3,6 +3,26 @@
 //!
 //! docs/architecture.md has the floors: a module uses only what lies below it.
 
+pub mod admin;
+pub mod agent;
 pub mod api;
+pub mod binding;
+pub mod catalog;
+pub mod cli;
+pub mod client;
 pub mod config;
+pub mod confine;
+pub mod control;
+pub mod doctor;
+pub mod engine;
+pub mod fault;
+pub mod get;
+pub mod keyring;
+pub mod log;
+pub mod message;
+pub mod objects;
+pub mod put;
 pub mod secret;
+pub mod store;
+pub mod supervisor;
+pub mod token;

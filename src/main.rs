@@ -1,2 +1,14 @@
-//! x
-fn main() {}
+//! The binary: the agent's own processes by name, everything else by clap.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The supervisor starts these two; they are no commands for users, and
+    // the command line's grammar does not know them.
+    let role = std::env::args_os().nth(1);
+    match role.as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("server") => strongroom::agent::server_main(),
+        Some("token-worker") => strongroom::supervisor::token_worker_main(),
+        _ => strongroom::cli::run(),
+    }
+}

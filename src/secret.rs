@@ -110,35 +110,15 @@ impl Pin {
     /// # Errors
     /// See [`PinError`].
     pub fn from_file(path: &Path) -> Result<Self, PinError> {
-        let io = |source| PinError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let mut file = std::fs::File::open(path).map_err(io)?;
+        let io = io_at(path);
+        let mut file = std::fs::File::open(path).map_err(&io)?;
         // Checked on the open file, so that it cannot be exchanged in between.
-        let meta = file.metadata().map_err(io)?;
-        if !meta.is_file() {
-            return Err(io(std::io::Error::other("not a regular file")));
-        }
-        let mode = meta.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(PinError::Exposed {
-                path: path.to_owned(),
-                mode,
-            });
-        }
-        let me = rustix::process::geteuid().as_raw();
-        if meta.uid() != 0 && meta.uid() != me {
-            return Err(PinError::Owner {
-                path: path.to_owned(),
-                uid: meta.uid(),
-            });
-        }
+        check(path, &file.metadata().map_err(&io)?)?;
         let mut raw = Zeroizing::new(Vec::with_capacity(MAX_PIN_LEN + 1));
         file.by_ref()
             .take(MAX_PIN_LEN as u64 + 1)
             .read_to_end(&mut raw)
-            .map_err(io)?;
+            .map_err(&io)?;
         if raw.last() == Some(&b'\n') {
             raw.pop();
         }
@@ -152,6 +132,15 @@ impl Pin {
         Ok(Self(Zeroizing::new(text.to_owned())))
     }
 
+    /// Looks at a PIN file without opening it: [`from_file`](Self::from_file)
+    /// makes the same checks, and more.
+    ///
+    /// # Errors
+    /// See [`PinError`]; never [`PinError::Content`].
+    pub fn check_file(path: &Path) -> Result<(), PinError> {
+        check(path, &path.metadata().map_err(io_at(path))?)
+    }
+
     /// Wraps a PIN typed at a prompt.
     #[must_use]
     pub fn new(text: Zeroizing<String>) -> Self {
@@ -163,6 +152,35 @@ impl Pin {
     pub fn expose(&self) -> &str {
         &self.0
     }
+}
+
+fn io_at(path: &Path) -> impl Fn(std::io::Error) -> PinError {
+    move |source| PinError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A regular file, its owner's alone, its owner being root or us.
+fn check(path: &Path, meta: &std::fs::Metadata) -> Result<(), PinError> {
+    if !meta.is_file() {
+        return Err(io_at(path)(std::io::Error::other("not a regular file")));
+    }
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(PinError::Exposed {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let me = rustix::process::geteuid().as_raw();
+    if meta.uid() != 0 && meta.uid() != me {
+        return Err(PinError::Owner {
+            path: path.to_owned(),
+            uid: meta.uid(),
+        });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

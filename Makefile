@@ -1,0 +1,45 @@
+# What people do with this repository. `make` lists it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+# Where SeaweedFS and the stock SDKs are installed for tests and demo.
+export STRONGROOM_CACHE ?= $(CURDIR)/.cache
+# STRONGROOM_VECTORS, if set, names the official test vectors of the AWS
+# Encryption SDK; without it their tests say that they were skipped.
+
+.PHONY: help build install demo setup test soak lint clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build the release binary
+	cargo build --release --locked
+
+install: build ## install the binary and its man page (PREFIX=/usr/local)
+	install -D -m 0755 "$${CARGO_TARGET_DIR:-target}/release/strongroom" "$(DESTDIR)$(PREFIX)/bin/strongroom"
+	install -d "$(DESTDIR)$(PREFIX)/share/man/man1"
+	"$${CARGO_TARGET_DIR:-target}/release/strongroom" man >"$(DESTDIR)$(PREFIX)/share/man/man1/strongroom.1"
+
+demo: ## see the whole of it work here: SoftHSM, SeaweedFS, agent, 256 MiB there and back
+	@tests/setup/demo
+
+setup: ## install what the tests need and this machine lacks
+	@tests/setup/install
+
+test: setup ## run all tests, end to end ones included
+	cargo test --locked --no-fail-fast
+
+soak: setup ## run the long campaigns as well (hours)
+	STRONGROOM_SOAK=1 cargo test --locked --release --no-fail-fast -- --include-ignored
+
+lint: ## formatting, clippy, documentation
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+
+clean: ## remove everything built or installed here
+	cargo clean
+	rm -rf .cache

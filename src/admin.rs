@@ -1,0 +1,186 @@
+//! Work on tokens that needs no agent: `strongroom token init` and `list`,
+//! offline `key generate`, and the token part of `doctor`.
+//!
+//! Each call starts a worker of its own and ends it, so that no command ever
+//! has a PKCS#11 module in its own process.
+
+use std::path::{Path, PathBuf};
+
+use crate::api::{Error, ErrorKind, KeyInfo};
+use crate::config;
+use crate::secret::Pin;
+use crate::token::{KeySpec, Offline, OpenedKey, TokenError};
+
+pub use crate::token::{InitTarget, TokenEntry};
+
+/// Starts workers from one binary: this one, outside of tests.
+pub struct Admin {
+    exe: PathBuf,
+}
+
+/// One thing that `doctor` looked at.
+#[derive(Debug)]
+pub struct Check {
+    /// What was looked at, such as `token primary` or `key archive-2026`.
+    pub what: String,
+    /// What was found, or what is wrong and what to do.
+    pub result: Result<String, Error>,
+}
+
+/// Every token of a PKCS#11 module.
+///
+/// # Errors
+/// The module is missing or does not load.
+pub fn list_tokens(module: &Path) -> Result<Vec<TokenEntry>, Error> {
+    Admin::this_binary()?.list_tokens(module)
+}
+
+/// Initialises a token and sets the user's PIN, which is then tried.
+///
+/// # Errors
+/// A token of that label exists, the token is initialised already, or it
+/// refuses a PIN.
+pub fn init_token(
+    module: &Path,
+    target: &InitTarget,
+    label: &str,
+    so_pin: &Pin,
+    user_pin: &Pin,
+) -> Result<TokenEntry, Error> {
+    Admin::this_binary()?.init_token(module, target, label, so_pin, user_pin)
+}
+
+/// Makes a wrapping key in a configured token and runs the start-up gate on
+/// it.
+///
+/// # Errors
+/// A key of that label exists, or the token cannot be used.
+pub fn generate_key(token: &config::Token, label: &str) -> Result<KeyInfo, Error> {
+    Admin::this_binary()?.generate_key(token, label)
+}
+
+/// Looks at a configured token and its keys: does the module load, is the
+/// token there, is the PIN accepted (one attempt), does each key pass the
+/// gate. Canaries are the agent's to open.
+#[must_use]
+pub fn check_token(token: &config::Token, keys: &[KeySpec]) -> Vec<Check> {
+    match Admin::this_binary() {
+        Ok(admin) => admin.check_token(token, keys),
+        Err(error) => vec![Check {
+            what: format!("token {}", token.name),
+            result: Err(error),
+        }],
+    }
+}
+
+impl Admin {
+    /// Starts workers from the running binary.
+    ///
+    /// # Errors
+    /// The system does not say where it is.
+    pub fn this_binary() -> Result<Self, Error> {
+        let exe = std::env::current_exe().map_err(|error| {
+            Error::new(
+                ErrorKind::Internal,
+                format!("cannot find this program's own file: {error}"),
+            )
+        })?;
+        Ok(Self { exe })
+    }
+
+    /// Starts workers from `exe`, which must be `strongroom`.
+    #[must_use]
+    pub fn with(exe: impl Into<PathBuf>) -> Self {
+        Self { exe: exe.into() }
+    }
+
+    /// See [`list_tokens`].
+    ///
+    /// # Errors
+    /// See there.
+    pub fn list_tokens(&self, module: &Path) -> Result<Vec<TokenEntry>, Error> {
+        Ok(Offline::load(module, &self.exe)?.list_tokens()?)
+    }
+
+    /// See [`init_token`].
+    ///
+    /// # Errors
+    /// See there.
+    pub fn init_token(
+        &self,
+        module: &Path,
+        target: &InitTarget,
+        label: &str,
+        so_pin: &Pin,
+        user_pin: &Pin,
+    ) -> Result<TokenEntry, Error> {
+        let mut worker = Offline::load(module, &self.exe)?;
+        Ok(worker.init_token(target, label, so_pin, user_pin)?)
+    }
+
+    /// See [`generate_key`].
+    ///
+    /// # Errors
+    /// See there.
+    pub fn generate_key(&self, token: &config::Token, label: &str) -> Result<KeyInfo, Error> {
+        let mut worker = Offline::log_in(token, &self.exe)?;
+        worker.generate_key(label)?;
+        let opened = worker.open_key(&KeySpec {
+            name: label.to_owned(),
+            label: label.to_owned(),
+            imported: false,
+        })?;
+        Ok(KeyInfo {
+            name: label.to_owned(),
+            token: token.name.clone(),
+            label: label.to_owned(),
+            ring: label.to_owned(),
+            usage: "active".to_owned(),
+            ready: true,
+            problem: None,
+            check_value: hex(&opened),
+            attributes: opened.attributes,
+        })
+    }
+
+    /// See [`check_token`].
+    #[must_use]
+    pub fn check_token(&self, token: &config::Token, keys: &[KeySpec]) -> Vec<Check> {
+        let check = |what: String, result: Result<String, TokenError>| Check {
+            what,
+            result: result.map_err(Error::from),
+        };
+        let what = format!("token {}", token.name);
+        let mut worker = match Offline::log_in(token, &self.exe) {
+            Ok(worker) => worker,
+            Err(error) => return vec![check(what, Err(error))],
+        };
+        let found = worker.info().map_or_else(String::new, |info| {
+            format!(
+                "{} {}, label {:?}, serial {}{}",
+                info.manufacturer,
+                info.model,
+                info.label,
+                info.serial,
+                if info.soft { " (a software token)" } else { "" }
+            )
+        });
+        let mut checks = vec![check(what, Ok(found))];
+        for key in keys {
+            let opened = worker.open_key(key).map(|opened| {
+                hex(&opened).map_or_else(
+                    || "passes the start-up gate".to_owned(),
+                    |value| format!("passes the start-up gate, check value {value}"),
+                )
+            });
+            checks.push(check(format!("key {}", key.name), opened));
+        }
+        checks
+    }
+}
+
+fn hex(opened: &OpenedKey) -> Option<String> {
+    opened
+        .check_value
+        .map(|value| data_encoding::HEXLOWER.encode(&value))
+}

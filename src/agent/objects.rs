@@ -1,0 +1,211 @@
+//! The object routes: HTTP to operations and back.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode, header as std_header};
+use hyper::body::{Frame, Incoming};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::api::{Error, ErrorKind, header};
+use crate::get::{self, Facts, GetRequest, PlaintextBody, Wanted};
+use crate::objects::{self, ListRequest};
+use crate::put::{self, PutRequest};
+
+use super::reply::{self, Body};
+use super::request::{self, Query, Target};
+use super::source::HttpSource;
+use super::state::App;
+
+/// One granted request: what a handler needs besides its input.
+pub(super) struct Granted {
+    pub(super) app: Arc<App>,
+    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) request_id: String,
+}
+
+pub(super) async fn put(
+    granted: Granted,
+    target: Target,
+    query: Query,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<Response<Body>, Error> {
+    query.allow(&[])?;
+    let request = PutRequest {
+        place: target.place()?,
+        attributes: request::attributes(headers)?,
+        context: request::context(headers)?,
+        ring: request::text(headers, header::KEY)?,
+        // Absent for chunked bodies; hyper has checked the header's form.
+        length: request::text(headers, "content-length")?.and_then(|n| n.parse().ok()),
+    };
+    let Granted {
+        app,
+        permit,
+        request_id,
+    } = granted;
+    app.check_ready()?;
+    let engine = app.engine.clone();
+    let mut source = HttpSource::new(body, engine.pool.clone());
+    // A task of its own: when the client goes, hyper drops this handler, but
+    // the upload must still be aborted, and the permit kept until it is.
+    let span = tracing::Span::current();
+    let task = tokio::spawn(tracing::Instrument::instrument(
+        async move {
+            let _permit = permit;
+            let outcome = put::put(&engine, request, &mut source).await;
+            if let Err(error) = &outcome {
+                tracing::warn!(
+                    request_id,
+                    kind = error.kind.slug(),
+                    detail = error.detail,
+                    log = error.log,
+                    "put failed"
+                );
+            }
+            outcome
+        },
+        span,
+    ));
+    let receipt = task
+        .await
+        .map_err(|e| Error::new(ErrorKind::Internal, "the upload ended abnormally").log(e))??;
+    tracing::info!(
+        bucket = receipt.bucket,
+        key = receipt.key,
+        bytes = receipt.plaintext_size,
+        message_id = receipt.message_id,
+        wrapping_key = receipt.wrapping_key,
+        "stored"
+    );
+    reply::json(StatusCode::CREATED, &receipt)
+}
+
+pub(super) async fn get(
+    granted: Granted,
+    target: Target,
+    query: Query,
+    headers: &HeaderMap,
+    head: bool,
+) -> Result<Response<Body>, Error> {
+    query.allow(&["version_id"])?;
+    let wanted = if head {
+        Wanted::Facts
+    } else {
+        request::range(headers)?
+    };
+    let request = GetRequest {
+        place: target.place()?,
+        version_id: query.value("version_id"),
+        wanted,
+        allow_unbound: request::flag(headers, header::ALLOW_UNBOUND)?,
+        allow_uncommitted: request::flag(headers, header::ALLOW_UNCOMMITTED)?,
+        bound_to: request::bound_to(headers)?,
+    };
+    let (facts, body) = get::get(&granted.app.engine, request).await?;
+    let partial = matches!(wanted, Wanted::Span(..) | Wanted::Suffix(..));
+    let mut response = Response::new(if head {
+        reply::full(Bytes::new())
+    } else {
+        stream(granted, body)
+    });
+    if partial {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let Facts {
+            span,
+            plaintext_len,
+            ..
+        } = &facts;
+        let value = format!("bytes {}-{}/{plaintext_len}", span.start, span.end - 1);
+        reply::set(&mut response, std_header::CONTENT_RANGE, &value);
+    }
+    describe(&mut response, &facts, head);
+    Ok(response)
+}
+
+fn describe(response: &mut Response<Body>, facts: &Facts, head: bool) {
+    let length = if head {
+        facts.plaintext_len
+    } else {
+        facts.span.end - facts.span.start
+    };
+    reply::set(response, std_header::CONTENT_LENGTH, &length.to_string());
+    reply::set(response, std_header::ACCEPT_RANGES, "bytes");
+    let content_type = facts
+        .content_type
+        .as_deref()
+        .unwrap_or("application/octet-stream");
+    reply::set(response, std_header::CONTENT_TYPE, content_type);
+    reply::set(response, header::MESSAGE_ID, &facts.message_id);
+    reply::set(response, header::WRAPPING_KEY, &facts.wrapping_key);
+    if let Some(version) = &facts.version_id {
+        reply::set(response, header::VERSION_ID, version);
+    }
+    if facts.foreign {
+        reply::set(response, header::FOREIGN_WRITE, "true");
+    }
+}
+
+/// The plaintext as a response body. An error breaks the connection before
+/// `Content-Length` is reached; why is kept for `GET /v1/requests/{id}`.
+fn stream(granted: Granted, body: PlaintextBody) -> Body {
+    let state = (granted, body);
+    reply::stream(futures_util::stream::unfold(
+        state,
+        |(granted, mut body)| async move {
+            let next = body.next().await?;
+            if let Err(error) = &next {
+                tracing::error!(
+                    request_id = granted.request_id,
+                    kind = error.kind.slug(),
+                    detail = error.detail,
+                    log = error.log,
+                    "a read was broken off"
+                );
+                granted
+                    .app
+                    .failures
+                    .record(error.problem(&granted.request_id));
+            }
+            Some((next.map(Frame::data), (granted, body)))
+        },
+    ))
+}
+
+pub(super) async fn delete(
+    app: &App,
+    target: Target,
+    query: Query,
+) -> Result<Response<Body>, Error> {
+    query.allow(&["version_id"])?;
+    let place = target.place()?;
+    objects::delete(&app.engine, &place, query.value("version_id").as_deref()).await?;
+    tracing::info!(bucket = place.bucket, key = place.key, "deleted");
+    let mut response = Response::new(reply::full(Bytes::new()));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Ok(response)
+}
+
+pub(super) async fn list(app: &App, bucket: String, query: Query) -> Result<Response<Body>, Error> {
+    query.allow(&["prefix", "delimiter", "continuation"])?;
+    let request = ListRequest {
+        bucket,
+        prefix: query.value("prefix"),
+        delimiter: query.value("delimiter"),
+        continuation: query.value("continuation"),
+    };
+    reply::json(StatusCode::OK, &objects::list(&app.engine, &request).await?)
+}
+
+pub(super) async fn inspect(
+    app: &App,
+    target: Target,
+    query: Query,
+) -> Result<Response<Body>, Error> {
+    query.allow(&["inspect", "version_id"])?;
+    let place = target.place()?;
+    let version = query.value("version_id");
+    let report = objects::inspect(&app.engine, &place, version.as_deref()).await?;
+    reply::json(StatusCode::OK, &report)
+}

@@ -1,0 +1,163 @@
+//! Accept, serve, shut down.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::peer::Peer;
+use super::routes;
+use super::state::App;
+
+/// How long a client may take to send a request's head, and how long a
+/// connection may idle between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest request head, in bytes, and the connection's read buffer: a
+/// 1,024-byte key percent-encoded threefold and 8 KiB of context fit well.
+const HEAD_LIMIT: usize = 64 << 10;
+/// Connections beyond requests in progress: idle ones are cheap, but each
+/// holds a descriptor.
+const IDLE_CONNECTIONS: usize = 1024;
+/// How long aborted uploads may take to be aborted at the store after
+/// `shutdown_grace` ran out. The supervisor kills the server 5 s after it.
+const ABORT_GRACE: Duration = Duration::from_secs(4);
+
+/// A client's connection. A type of our own, because a descriptor may later
+/// arrive beside a request (SCM_RIGHTS), and only the code that reads the
+/// socket can receive it.
+struct Connection {
+    stream: UnixStream,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Serves until `stop` becomes true and everything that ran has ended, or
+/// `grace` has; then `cancel` is set, so that uploads abort.
+pub(super) async fn serve(
+    listener: UnixListener,
+    app: Arc<App>,
+    mut stop: watch::Receiver<bool>,
+    cancel: watch::Sender<bool>,
+    grace: Duration,
+) {
+    let connections = Arc::new(Semaphore::new(app.max_requests + IDLE_CONNECTIONS));
+    let graceful = GracefulShutdown::new();
+    loop {
+        // A full house leaves newcomers in the kernel's backlog.
+        let Ok(slot) = connections.clone().acquire_owned().await else {
+            break;
+        };
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: others must end first.
+                tracing::error!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let peer = match Peer::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::error!(%error, "a peer could not be identified");
+                continue;
+            }
+        };
+        let app = app.clone();
+        let service = service_fn(move |request| {
+            let app = app.clone();
+            async move { Ok::<_, std::convert::Infallible>(routes::answer(app, peer, request).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_LIMIT)
+            .serve_connection(TokioIo::new(Connection { stream }), service);
+        let watched = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = watched.await {
+                tracing::debug!(%error, uid = peer.uid, pid = peer.pid, "a connection broke");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    app.stopping.store(true, Ordering::Relaxed);
+    tracing::info!(
+        grace_seconds = grace.as_secs(),
+        "stopping: running requests may finish"
+    );
+    let finish = async {
+        graceful.shutdown().await;
+        idle(&app).await;
+    };
+    if tokio::time::timeout(grace, finish).await.is_err() {
+        tracing::warn!("shutdown_grace is over: aborting what still runs");
+        cancel.send_replace(true);
+        if tokio::time::timeout(ABORT_GRACE, idle(&app)).await.is_err() {
+            tracing::error!(
+                "some requests did not end in time; their uploads may be left in the store"
+            );
+        }
+    }
+}
+
+/// Resolves when no request is in progress: uploads outlive connections.
+async fn idle(app: &App) {
+    let all = u32::try_from(app.max_requests).unwrap_or(u32::MAX);
+    // The semaphore is never closed.
+    let _ = app.permits.acquire_many(all).await;
+}

@@ -1,0 +1,113 @@
+//! A request's body as plaintext to seal, with limits on the client's pace.
+
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+
+use crate::api::{Error, ErrorKind};
+use crate::put::Plaintext;
+use crate::store::Pool;
+
+/// How long a client may pause while nobody waits for the memory it holds:
+/// a database dump may think for minutes before its first byte.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How long it may pause, or stay below [`STARVING_RATE`], while others wait.
+const STARVING_PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes a second below which a client that others wait for is too slow.
+const STARVING_RATE: u64 = 64 << 10;
+
+/// A body being read. Ends well only with its declared last byte or its
+/// terminating chunk: a killed client never looks like a finished one.
+pub(super) struct HttpSource {
+    body: Incoming,
+    chunk: Bytes,
+    ended: bool,
+    pool: Pool,
+    began: Instant,
+    received: u64,
+}
+
+impl HttpSource {
+    pub(super) fn new(body: Incoming, pool: Pool) -> Self {
+        Self {
+            body,
+            chunk: Bytes::new(),
+            ended: false,
+            pool,
+            began: Instant::now(),
+            received: 0,
+        }
+    }
+
+    /// Makes `chunk` non-empty or notes the end.
+    async fn advance(&mut self) -> Result<(), Error> {
+        let paused = Instant::now();
+        while self.chunk.is_empty() && !self.ended {
+            let frame =
+                match timeout_at(Instant::now() + STARVING_PATIENCE, self.body.frame()).await {
+                    Ok(frame) => frame,
+                    Err(_) if self.pool.waiting() == 0 && paused.elapsed() < PATIENCE => continue,
+                    Err(_) => return Err(too_slow("no byte of the body arrived in time")),
+                };
+            match frame {
+                None => self.ended = true,
+                Some(Ok(frame)) => {
+                    // Trailers carry nothing that we use.
+                    if let Ok(data) = frame.into_data() {
+                        self.received += data.len() as u64;
+                        self.chunk = data;
+                    }
+                }
+                Some(Err(error)) => {
+                    return Err(Error::new(
+                        ErrorKind::Incomplete,
+                        "the connection ended before the body did",
+                    )
+                    .log(error));
+                }
+            }
+        }
+        self.check_pace()
+    }
+
+    fn check_pace(&self) -> Result<(), Error> {
+        let elapsed = self.began.elapsed();
+        let least = elapsed.as_secs().saturating_mul(STARVING_RATE);
+        if elapsed > STARVING_PATIENCE
+            && self.received < least
+            && !self.ended
+            && self.pool.waiting() > 0
+        {
+            return Err(too_slow(
+                "the body came at less than 64 KiB/s while other requests waited for memory",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn too_slow(detail: &str) -> Error {
+    Error::new(ErrorKind::TooSlow, detail)
+}
+
+impl Plaintext for HttpSource {
+    async fn read(&mut self, into: &mut [u8]) -> Result<usize, Error> {
+        if self.chunk.is_empty() {
+            self.advance().await?;
+        }
+        let count = self.chunk.len().min(into.len());
+        into[..count].copy_from_slice(&self.chunk[..count]);
+        self.chunk.advance(count);
+        Ok(count)
+    }
+
+    async fn ended(&mut self) -> Result<bool, Error> {
+        if self.chunk.is_empty() {
+            self.advance().await?;
+        }
+        Ok(self.chunk.is_empty())
+    }
+}

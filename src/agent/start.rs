@@ -1,0 +1,330 @@
+//! The server process: from the supervisor's first message to the last
+//! request.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::api::{Error, ErrorKind};
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::confine::{self, ServerPaths};
+use crate::control::{AsyncControl, Control, ToServer, ToSupervisor};
+use crate::engine::{Engine, Settings};
+use crate::keyring::Keyring;
+use crate::store::{Limits, Pool, Spool, Store};
+use crate::token::{Health, Stuck};
+
+use super::reply::Failures;
+use super::serve;
+use super::state::{App, ReloadRequest};
+
+/// How often the supervisor is told of a change of health.
+const HEALTH_TICK: Duration = Duration::from_millis(500);
+
+/// `strongroom server`, started by the supervisor alone.
+#[must_use]
+pub fn server_main() -> ExitCode {
+    crate::log::init("server");
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(
+                detail = error.detail,
+                log = error.log,
+                "the server cannot go on"
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn fatal(what: &str) -> impl Fn(std::io::Error) -> Error {
+    move |e| Error::new(ErrorKind::Internal, format!("{what}: {e}"))
+}
+
+fn run() -> Result<(), Error> {
+    confine::die_with_parent();
+    confine::refuse_dumps();
+    let mut control = Control::from_stdin().map_err(fatal("no control channel"))?;
+    let first = control
+        .recv()
+        .map_err(fatal("the control channel failed"))?;
+    let Some((
+        ToServer::Start {
+            config_path,
+            config_text,
+            supervisor_pid,
+        },
+        Some(listener),
+    )) = first
+    else {
+        return Err(Error::new(
+            ErrorKind::Internal,
+            "the supervisor did not say Start",
+        ));
+    };
+    let config = Config::parse(&config_text, Path::new(&config_path))
+        .map_err(|e| Error::new(ErrorKind::Misconfigured, e.message))?;
+    let spool_dir = spool_dir(&config);
+    std::fs::create_dir_all(&spool_dir).map_err(fatal("the spool directory"))?;
+
+    // From here on nothing but state, spool and trust anchors can be opened;
+    // it must come before the first further thread (SECURITY rule 24).
+    let confinement = confine::confine_server(&ServerPaths {
+        state_dir: config.agent.state_dir.clone(),
+        spool_dir: spool_dir.clone(),
+        ca_bundle: config.s3.ca_bundle.clone(),
+        extra_read: Vec::new(),
+        config_path: config.path.clone(),
+        denied: denied(&config),
+    })
+    .map_err(|e| Error::new(ErrorKind::Misconfigured, e.to_string()))?;
+    tracing::info!(%confinement, "confined");
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(fatal("the runtime"))?;
+    runtime.block_on(async {
+        let listener = listen(listener)?;
+        let control = control.into_async().map_err(fatal("the control channel"))?;
+        let server =
+            Server::build(config, spool_dir, confinement.to_string(), supervisor_pid).await?;
+        server.run(listener, control).await
+    })
+}
+
+fn listen(listener: OwnedFd) -> Result<UnixListener, Error> {
+    let listener = std::os::unix::net::UnixListener::from(listener);
+    listener
+        .set_nonblocking(true)
+        .map_err(fatal("the listening socket"))?;
+    UnixListener::from_std(listener).map_err(fatal("the listening socket"))
+}
+
+fn spool_dir(config: &Config) -> PathBuf {
+    config
+        .spool
+        .dir
+        .clone()
+        .unwrap_or_else(|| config.agent.state_dir.join("spool"))
+}
+
+/// What the server must not be able to open.
+fn denied(config: &Config) -> Vec<PathBuf> {
+    let pins = config.tokens.iter().filter_map(|t| t.pin_file.clone());
+    let modules = config.tokens.iter().map(|t| t.module.clone());
+    pins.chain(modules).collect()
+}
+
+/// The server with the ends of everything that reports to it.
+struct Server {
+    app: Arc<App>,
+    grace: Duration,
+    cancel: watch::Sender<bool>,
+    stuck: mpsc::Receiver<Stuck>,
+    reloads: mpsc::Receiver<ReloadRequest>,
+    config: Config,
+    /// Clients waiting for the supervisor's `ReloadAnswer`, in order.
+    waiting: Vec<oneshot::Sender<Result<(), Error>>>,
+    /// The current worker of each token: process id and generation.
+    workers: HashMap<String, (u32, u64)>,
+}
+
+impl Server {
+    async fn build(
+        config: Config,
+        spool_dir: PathBuf,
+        confinement: String,
+        supervisor_pid: u32,
+    ) -> Result<Self, Error> {
+        let catalog = Catalog::open(&config.agent.state_dir)
+            .map_err(|e| Error::new(ErrorKind::StateFailed, e.to_string()))?;
+        let limits = Limits::default();
+        let store = Store::connect(&config.s3, limits)
+            .await
+            .map_err(|e| Error::new(ErrorKind::Misconfigured, e.to_string()))?;
+        let budget = config.agent.memory_budget.bytes();
+        let (stuck_tx, stuck) = mpsc::channel(64);
+        let (reload_tx, reloads) = mpsc::channel(16);
+        let (cancel, cancelled) = watch::channel(false);
+        let engine = Engine::new(
+            Keyring::new(&config, catalog.clone(), stuck_tx),
+            store,
+            catalog,
+            Pool::new(budget),
+            Spool::new(spool_dir, config.spool.max.bytes()),
+            Settings::new(&config, limits),
+            cancelled,
+        );
+        let app = Arc::new(App {
+            engine,
+            permits: Arc::new(Semaphore::new(config.agent.max_requests)),
+            max_requests: config.agent.max_requests,
+            failures: Failures::default(),
+            confinement,
+            supervisor_pid,
+            memory_budget: budget,
+            started: Instant::now(),
+            stopping: AtomicBool::new(false),
+            reloads: reload_tx,
+        });
+        Ok(Self {
+            app,
+            grace: config.agent.shutdown_grace.duration(),
+            cancel,
+            stuck,
+            reloads,
+            config,
+            waiting: Vec::new(),
+            workers: HashMap::new(),
+        })
+    }
+
+    async fn run(mut self, listener: UnixListener, mut control: AsyncControl) -> Result<(), Error> {
+        let (stop, stopped) = watch::channel(false);
+        let cancel = self.cancel.clone();
+        let mut serving = tokio::spawn(serve::serve(
+            listener,
+            self.app.clone(),
+            stopped,
+            cancel,
+            self.grace,
+        ));
+        control
+            .send(&ToSupervisor::Serving, None)
+            .await
+            .map_err(fatal("the control channel"))?;
+        let mut tick = tokio::time::interval(HEALTH_TICK);
+        let mut told = "";
+        loop {
+            let out = tokio::select! {
+                done = &mut serving => {
+                    return done.map_err(|e| Error::new(ErrorKind::Internal, "the listener ended abnormally").log(e));
+                }
+                message = control.recv() => match message.map_err(fatal("the control channel"))? {
+                    // The supervisor is gone, and this process with it soon.
+                    None => return Ok(()),
+                    Some((ToServer::Stop, _)) => {
+                        stop.send_replace(true);
+                        None
+                    }
+                    Some((message, fd)) => self.obey(message, fd),
+                },
+                Some(stuck) = self.stuck.recv() => self.replace(&stuck),
+                Some(answer) = self.reloads.recv() => {
+                    self.waiting.push(answer);
+                    Some(ToSupervisor::Reload)
+                }
+                _ = tick.tick() => {
+                    let now = self.app.health();
+                    (now != told).then(|| {
+                        told = now;
+                        ToSupervisor::Health { status: now.to_owned() }
+                    })
+                }
+            };
+            if let Some(message) = out {
+                control
+                    .send(&message, None)
+                    .await
+                    .map_err(fatal("the control channel"))?;
+            }
+        }
+    }
+
+    fn obey(&mut self, message: ToServer, fd: Option<OwnedFd>) -> Option<ToSupervisor> {
+        let keyring = &self.app.engine.keyring;
+        match message {
+            ToServer::Worker {
+                token,
+                pid,
+                generation,
+            } => {
+                let (Some(handle), Some(fd)) = (keyring.token(&token), fd) else {
+                    tracing::error!(token, "a worker for a token that is not configured");
+                    return None;
+                };
+                self.workers.insert(token, (pid, generation));
+                handle.attach(UnixStream::from(fd), pid);
+                None
+            }
+            ToServer::WorkerDown {
+                token,
+                health,
+                detail,
+                hint,
+            } => {
+                if let Some(handle) = keyring.token(&token) {
+                    let health = match health.as_str() {
+                        "locked" => Health::Locked,
+                        "misconfigured" => Health::Misconfigured,
+                        _ => Health::Recovering,
+                    };
+                    handle.down(health, detail, Some(hint).filter(|h| !h.is_empty()));
+                }
+                None
+            }
+            ToServer::Reload { config_text, id } => {
+                let error = self.reload(&config_text).err();
+                Some(ToSupervisor::Reloaded { id, error })
+            }
+            ToServer::ReloadAnswer { error, hint } => {
+                let outcome =
+                    match error {
+                        None => Ok(()),
+                        Some(detail) => Err(Error::new(ErrorKind::Misconfigured, detail)
+                            .hint(hint.unwrap_or_default())),
+                    };
+                if !self.waiting.is_empty() {
+                    // A client that left does not want its answer.
+                    let _ = self.waiting.remove(0).send(outcome);
+                }
+                None
+            }
+            ToServer::Start { .. } | ToServer::Stop => None,
+        }
+    }
+
+    /// Keys and tokens change at once; what shapes the process needs a restart.
+    fn reload(&mut self, text: &str) -> Result<(), String> {
+        let config = Config::parse(text, &self.config.path).map_err(|e| e.message)?;
+        self.app.engine.keyring.update(&config);
+        let fixed = |c: &Config| {
+            format!(
+                "{:?} {:?} {:?} {:?} {:?}",
+                c.agent, c.s3, c.message, c.spool, c.keyslots
+            )
+        };
+        if fixed(&config) != fixed(&self.config) {
+            tracing::warn!(
+                "[agent], [s3], [message], [spool] and [keyslots] take effect at the next start"
+            );
+        }
+        self.config = config;
+        tracing::info!("reloaded");
+        Ok(())
+    }
+
+    fn replace(&self, stuck: &Stuck) -> Option<ToSupervisor> {
+        let (pid, generation) = *self.workers.get(&stuck.token)?;
+        if pid != stuck.pid {
+            // That worker has been replaced already.
+            return None;
+        }
+        Some(ToSupervisor::ReplaceWorker {
+            token: stuck.token.clone(),
+            generation,
+            reason: stuck.reason.clone(),
+        })
+    }
+}

@@ -1,0 +1,125 @@
+//! What the routes share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::api::{Error, ErrorKind, Status};
+use crate::engine::Engine;
+
+use super::reply::Failures;
+
+/// A client's `POST /v1/reload` on its way to the supervisor.
+pub(super) type ReloadRequest = oneshot::Sender<Result<(), Error>>;
+
+/// The running server.
+pub(super) struct App {
+    pub(super) engine: Arc<Engine>,
+    /// One permit a request in progress.
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) max_requests: usize,
+    pub(super) failures: Failures,
+    pub(super) confinement: String,
+    pub(super) supervisor_pid: u32,
+    pub(super) memory_budget: u64,
+    pub(super) started: Instant,
+    pub(super) stopping: AtomicBool,
+    pub(super) reloads: mpsc::Sender<ReloadRequest>,
+}
+
+impl App {
+    /// Whether SIGTERM was received.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// One word for all of it: the worst of what an upload needs.
+    pub(super) fn health(&self) -> &'static str {
+        if self.is_stopping() {
+            return "stopping";
+        }
+        let tokens = self.engine.keyring.token_status();
+        let ready = self
+            .engine
+            .keyring
+            .keys()
+            .iter()
+            .any(|k| k.usage == "active" && k.ready);
+        if ready && tokens.iter().all(|t| t.health == "ready") {
+            return "ready";
+        }
+        if ready {
+            return "degraded";
+        }
+        for word in ["locked", "misconfigured", "recovering", "down", "starting"] {
+            if tokens.iter().any(|t| t.health == word) {
+                return word;
+            }
+        }
+        // Every token is well, and no active key is usable.
+        "misconfigured"
+    }
+
+    /// Whether a new upload would be taken.
+    pub(super) fn check_ready(&self) -> Result<(), Error> {
+        let kind = match self.health() {
+            "ready" | "degraded" => return Ok(()),
+            "stopping" => ErrorKind::ShuttingDown,
+            "locked" => ErrorKind::TokenLocked,
+            "misconfigured" => ErrorKind::Misconfigured,
+            _ => ErrorKind::TokenAway,
+        };
+        let tokens = self.engine.keyring.token_status();
+        let problem = tokens.iter().find(|t| t.health != "ready").map(|t| {
+            (
+                format!(
+                    "token {:?} is {}: {}",
+                    t.name,
+                    t.health,
+                    t.detail.as_deref().unwrap_or("no detail")
+                ),
+                t.hint.clone(),
+            )
+        });
+        let key_problem = || {
+            let keys = self.engine.keyring.keys();
+            let key = keys.iter().find(|k| k.usage == "active");
+            let detail = match key {
+                None => "no wrapping key is active".to_owned(),
+                Some(key) => format!(
+                    "wrapping key {:?} is not ready: {}",
+                    key.name,
+                    key.problem.as_deref().unwrap_or("its gate has not passed")
+                ),
+            };
+            (detail, None)
+        };
+        let (detail, hint) = problem.unwrap_or_else(key_problem);
+        let error = Error::new(kind, detail);
+        Err(match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        })
+    }
+
+    pub(super) fn status(&self) -> Status {
+        Status {
+            health: self.health().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            supervisor_pid: self.supervisor_pid,
+            server_pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            requests: self
+                .max_requests
+                .saturating_sub(self.permits.available_permits()),
+            memory_in_use: self.engine.pool.in_use(),
+            memory_budget: self.memory_budget,
+            endpoint: self.engine.store.endpoint(),
+            confinement: self.confinement.clone(),
+            tokens: self.engine.keyring.token_status(),
+            keys: self.engine.keyring.keys(),
+        }
+    }
+}

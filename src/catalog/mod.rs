@@ -1,0 +1,275 @@
+//! The catalogue: what this host stored, remembered in SQLite.
+//!
+//! Only local memory can tell that the store serves an old version, or
+//! another's, as the current one (docs/threat-model.md). One thread writes,
+//! a few connections read; the handle is cheap to clone and its calls are
+//! async, but for the two that run before there is anything to wait for.
+
+mod error;
+mod reader;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use error::CatalogError;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel, sync_channel};
+
+use tokio::sync::oneshot;
+
+use crate::api::Receipt;
+use reader::Readers;
+use writer::{Change, Job, MessageId, Outcome, Reply, Writer};
+
+/// The catalogue's file name in the state directory.
+const FILE: &str = "catalog.sqlite";
+
+/// What is known of a place: its last receipt, and whether it was deleted
+/// since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The message this host stored there last.
+    pub receipt: Receipt,
+    /// Whether this host deleted it afterwards.
+    pub deleted: bool,
+}
+
+/// How a message that the store serves for a place compares with what this
+/// host knows of the place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing was stored there by this host.
+    Unknown,
+    /// It is the message this host stored last.
+    Current(Receipt),
+    /// This host stored it, and another one, or a deletion, after it.
+    Superseded {
+        /// When the message stored last was created, Unix ms.
+        current_created: u64,
+    },
+    /// Not this host's, and not newer than this host's last.
+    Older {
+        /// When the message stored last was created, Unix ms.
+        current_created: u64,
+    },
+    /// Not this host's, and newer than its last: a foreign write.
+    Newer,
+}
+
+/// The stored canary of a wrapping key (docs/tokens.md). No secret: the
+/// plaintext is random, kept nowhere, and known by its digest alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CanaryRow {
+    /// The IV it was wrapped with.
+    pub iv: [u8; 12],
+    /// Ciphertext and tag.
+    pub ciphertext: Vec<u8>,
+    /// SHA-256 of the plaintext.
+    pub digest: [u8; 32],
+}
+
+/// How much the catalogue holds, for `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Receipts ever recorded.
+    pub receipts: u64,
+    /// Distinct foreign messages ever met.
+    pub foreign_writes: u64,
+}
+
+/// A handle on the catalogue; clones share it. The writer ends, with
+/// everything queued committed, when the last one is dropped.
+#[derive(Clone)]
+pub struct Catalog {
+    queue: Sender<Job>,
+    readers: Arc<Readers>,
+    commits: Arc<AtomicU64>,
+}
+
+impl Catalog {
+    /// Opens `catalog.sqlite` in the state directory, creating or migrating
+    /// it (mode 0600), and starts its writer thread: a process that confines
+    /// itself does so before.
+    ///
+    /// # Errors
+    /// The file is damaged, of a later release or another program's, or the
+    /// system refuses; [`CatalogError::hint`] has the way out.
+    pub fn open(state_dir: &Path) -> Result<Self, CatalogError> {
+        let path = state_dir.join(FILE);
+        let conn = schema::open_writer(&path)?;
+        let (queue, jobs) = channel();
+        let commits = Arc::new(AtomicU64::new(0));
+        let writer = Writer::new(&path, conn, Arc::clone(&commits));
+        std::thread::Builder::new()
+            .name("catalog".into())
+            .spawn(move || writer.run(&jobs))
+            .map_err(|_| CatalogError::Closed)?;
+        Ok(Self {
+            queue,
+            readers: Arc::new(Readers::new(path)),
+            commits,
+        })
+    }
+
+    /// Records an acknowledged put: durable on return. The message becomes
+    /// the place's current one; every earlier one stays known as superseded.
+    ///
+    /// # Errors
+    /// The record is not durable.
+    pub async fn record_put(&self, receipt: &Receipt) -> Result<(), CatalogError> {
+        let id = message_id(&receipt.message_id)?;
+        self.change(Change::Put(receipt.clone(), id)).await
+    }
+
+    /// Records a deletion: of the place or, where the caller named a
+    /// version, of that version alone. Durable on return.
+    ///
+    /// # Errors
+    /// The record is not durable.
+    pub async fn record_delete(
+        &self,
+        bucket: &str,
+        key: &str,
+        version_id: Option<&str>,
+    ) -> Result<(), CatalogError> {
+        self.change(Change::Delete {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            version_id: version_id.map(str::to_owned),
+        })
+        .await
+    }
+
+    /// Remembers a message that another writer stored. Durable on return.
+    ///
+    /// # Errors
+    /// The record is not durable.
+    pub async fn record_foreign(
+        &self,
+        bucket: &str,
+        key: &str,
+        id: &str,
+        created: u64,
+        version_id: Option<&str>,
+    ) -> Result<(), CatalogError> {
+        self.change(Change::Foreign {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            message_id: message_id(id)?,
+            created,
+            version_id: version_id.map(str::to_owned),
+        })
+        .await
+    }
+
+    /// What this host stored at a place last.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn lookup(&self, bucket: &str, key: &str) -> Result<Option<Known>, CatalogError> {
+        let (bucket, key) = (bucket.to_owned(), key.to_owned());
+        self.readers
+            .run(move |conn| reader::lookup(conn, &bucket, &key))
+            .await
+    }
+
+    /// Compares a message that the store serves (its id in hexadecimal, its
+    /// creation in Unix ms) with what is known of the place.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn classify(
+        &self,
+        bucket: &str,
+        key: &str,
+        id: &str,
+        created: u64,
+    ) -> Result<Standing, CatalogError> {
+        let (bucket, key, id) = (bucket.to_owned(), key.to_owned(), message_id(id)?);
+        self.readers
+            .run(move |conn| reader::classify(conn, &bucket, &key, &id, created))
+            .await
+    }
+
+    /// Plaintext sizes for a page of a listing, given as key, stored size
+    /// and entity tag: `None` where the object is not the one on record.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn sizes(
+        &self,
+        bucket: &str,
+        entries: &[(String, u64, Option<String>)],
+    ) -> Result<Vec<Option<u64>>, CatalogError> {
+        let (bucket, entries) = (bucket.to_owned(), entries.to_vec());
+        self.readers
+            .run(move |conn| reader::sizes(conn, &bucket, &entries))
+            .await
+    }
+
+    /// How much the catalogue holds.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn counts(&self) -> Result<Counts, CatalogError> {
+        self.readers.run(reader::counts).await
+    }
+
+    /// The canary of the wrapping key with this configured name. Blocks.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub fn load_canary(&self, key: &str) -> Result<Option<CanaryRow>, CatalogError> {
+        self.readers.run_blocking(|conn| reader::canary(conn, key))
+    }
+
+    /// Stores a wrapping key's canary unless it has one; says whether it did.
+    /// Blocks until it is durable.
+    ///
+    /// # Errors
+    /// The record is not durable.
+    pub fn save_canary(&self, key: &str, row: &CanaryRow) -> Result<bool, CatalogError> {
+        let (sender, answer) = sync_channel(1);
+        self.send(
+            Change::Canary(key.to_owned(), row.clone()),
+            Reply::Blocking(sender),
+        )?;
+        answer.recv().unwrap_or(Err(CatalogError::Closed))
+    }
+
+    /// Transactions committed since the catalogue was opened.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    async fn change(&self, change: Change) -> Result<(), CatalogError> {
+        let (sender, answer) = oneshot::channel::<Outcome>();
+        self.send(change, Reply::Async(sender))?;
+        answer
+            .await
+            .unwrap_or(Err(CatalogError::Closed))
+            .map(|_| ())
+    }
+
+    fn send(&self, change: Change, reply: Reply) -> Result<(), CatalogError> {
+        self.queue
+            .send(Job { change, reply })
+            .map_err(|_| CatalogError::Closed)
+    }
+}
+
+/// Message ids are 32 bytes (version 2) or 16 (version 1) in hexadecimal.
+fn message_id(text: &str) -> Result<MessageId, CatalogError> {
+    data_encoding::HEXLOWER_PERMISSIVE
+        .decode(text.as_bytes())
+        .ok()
+        .filter(|bytes| matches!(bytes.len(), 16 | 32))
+        .ok_or(CatalogError::Invalid(
+            "a message id is 32 or 64 hexadecimal digits",
+        ))
+}

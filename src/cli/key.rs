@@ -1,0 +1,193 @@
+//! `strongroom key`: generate wrapping keys, list and show them.
+
+use std::path::Path;
+
+use clap::{Args, Subcommand};
+
+use super::edit::{self, NewKey};
+use super::failure::{CONFIG, Failure, NO_SUCH};
+use super::status::key_line;
+use super::ui::{Ui, shown};
+use crate::admin;
+use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo};
+use crate::client::Client;
+use crate::config::Config;
+
+#[derive(Args)]
+pub(super) struct KeyArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Generate a wrapping key in a token and enter it into the configuration
+    Generate(GenerateArgs),
+    /// List the configured wrapping keys
+    List,
+    /// Show a wrapping key's attributes, as the token reports them
+    Show {
+        /// Its configured name
+        name: String,
+    },
+}
+
+#[derive(Args)]
+struct GenerateArgs {
+    /// The key's name: in the configuration, and for ever in every object it wraps
+    name: String,
+    /// The configured token that is to hold it
+    #[arg(long)]
+    token: String,
+    /// Its label in the token [default: its name]
+    #[arg(long)]
+    label: Option<String>,
+    /// The ring it belongs to [default: its name]
+    #[arg(long)]
+    ring: Option<String>,
+}
+
+pub(super) async fn run(ui: &Ui, args: KeyArgs) -> Result<(), Failure> {
+    match args.action {
+        Action::Generate(args) => generate(ui, &args).await,
+        Action::List => {
+            for key in keys(ui).await? {
+                if ui.is_json() {
+                    ui.json(&key)?;
+                } else {
+                    ui.line(&key_line(&key))?;
+                }
+            }
+            Ok(())
+        }
+        Action::Show { name } => {
+            let keys = keys(ui).await?;
+            let Some(key) = keys.iter().find(|key| key.name == name) else {
+                let known: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+                return Err(Failure::new(
+                    NO_SUCH,
+                    format!("no wrapping key is configured as {name:?}"),
+                )
+                .hint(format!("configured: {}", known.join(", "))));
+            };
+            if ui.is_json() {
+                ui.json(key)
+            } else {
+                ui.line(&text(key))
+            }
+        }
+    }
+}
+
+async fn keys(ui: &Ui) -> Result<Vec<KeyInfo>, Failure> {
+    ui.client()
+        .keys()
+        .await
+        .map_err(|error| Failure::api("cannot list the keys", &error))
+}
+
+fn text(key: &KeyInfo) -> String {
+    let mut text = key_line(key);
+    for (name, value) in &key.attributes {
+        text.push_str(&format!("\n  {name:<22} {}", shown(value)));
+    }
+    if let Some(value) = &key.check_value {
+        text.push_str(&format!("\n  {:<22} {value}", "check value"));
+    }
+    text
+}
+
+/// The configuration is made and checked in memory before the token makes a
+/// key, since a key cannot be unmade; it is written only afterwards.
+async fn generate(ui: &Ui, args: &GenerateArgs) -> Result<(), Failure> {
+    let path = ui.config();
+    let config = Config::load(&path)?;
+    let Some(token) = config.tokens.iter().find(|token| token.name == args.token) else {
+        let known: Vec<&str> = config.tokens.iter().map(|t| t.name.as_str()).collect();
+        return Err(Failure::new(
+            CONFIG,
+            format!("no token is configured as {:?}", args.token),
+        )
+        .hint(format!("configured: {}", known.join(", "))));
+    };
+    let label = args.label.as_deref().unwrap_or(&args.name);
+    let change = edit::Change::prepare(
+        &path,
+        &NewKey {
+            name: &args.name,
+            token: &args.token,
+            label,
+            ring: args.ring.as_deref(),
+        },
+    )?;
+    let client = Client::new(&ui.socket(Some(&config.agent.socket)));
+    let request = GenerateKey {
+        label: label.to_owned(),
+        token: args.token.clone(),
+    };
+    let cannot = |error: &Error| Failure::api("cannot generate the key", error);
+    let (info, through_agent) = match client.generate_key(&request).await {
+        Ok(info) => (info, true),
+        Err(error) if error.kind == ErrorKind::AgentAway => {
+            let info = admin::generate_key(token, label).map_err(|error| cannot(&error))?;
+            (info, false)
+        }
+        Err(error) => return Err(cannot(&error)),
+    };
+    change.apply().map_err(|failure| orphaned(failure, label))?;
+    if through_agent {
+        reload(&client, &change, &path, label).await?;
+    }
+    // The token knows nothing of the configuration.
+    let info = KeyInfo {
+        name: args.name.clone(),
+        token: args.token.clone(),
+        label: label.to_owned(),
+        ring: args.ring.clone().unwrap_or_else(|| args.name.clone()),
+        usage: "active".to_owned(),
+        ..info
+    };
+    if ui.is_json() {
+        return ui.json(&info);
+    }
+    ui.done(&format!(
+        "generated {} in token {}, and entered it into {}{}",
+        info.name,
+        info.token,
+        path.display(),
+        if through_agent {
+            "; the agent uses it"
+        } else {
+            "; the agent was not running"
+        }
+    ))
+}
+
+async fn reload(
+    client: &Client,
+    change: &edit::Change,
+    path: &Path,
+    label: &str,
+) -> Result<(), Failure> {
+    let Err(error) = client.reload().await else {
+        return Ok(());
+    };
+    let failure = Failure::api("the agent refused the new configuration", &error);
+    Err(match change.undo() {
+        Ok(()) => orphaned(
+            failure.and(&format!("; {} is as it was", path.display())),
+            label,
+        ),
+        Err(undo) => {
+            undo.report();
+            failure
+        }
+    })
+}
+
+/// The key is there, the configuration does not name it.
+fn orphaned(failure: Failure, label: &str) -> Failure {
+    failure.and(&format!(
+        "; the token holds the new key under the label {label:?}"
+    ))
+}

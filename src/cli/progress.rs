@@ -1,0 +1,50 @@
+//! The progress bar of long transfers, for a person at a terminal.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::ui::Ui;
+
+/// Shows how far a transfer is; clones drive the same bar. Invisible unless
+/// a person watches.
+#[derive(Clone)]
+pub(super) struct Progress(ProgressBar);
+
+impl Progress {
+    /// For a transfer of `length` bytes, where that is known.
+    pub(super) fn start(ui: &Ui, name: &str, length: Option<u64>) -> Self {
+        let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::hidden());
+        if ui.shows_progress() {
+            let form = if length.is_some() {
+                "{msg} {bar:24} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left"
+            } else {
+                "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec} {elapsed}"
+            };
+            // A constant; were it wrong, the default style would do.
+            if let Ok(style) = ProgressStyle::with_template(form) {
+                bar.set_style(style);
+            }
+            bar.set_message(name.to_owned());
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        Self(bar)
+    }
+
+    /// `bytes` more are through.
+    pub(super) fn advance(&self, bytes: usize) {
+        self.0.inc(bytes as u64);
+    }
+
+    /// Takes the bar away.
+    pub(super) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A bar in place when a command fails would stand in its message's way.
+pub(super) struct ClearOnDrop(pub(super) Progress);
+
+impl Drop for ClearOnDrop {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}

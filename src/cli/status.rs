@@ -1,0 +1,95 @@
+//! `strongroom status`: the agent's health. Exit code 0 says it is ready.
+
+use std::time::Duration;
+
+use super::failure::{Failure, TEMPORARY};
+use super::ui::{Ui, shown, size};
+use crate::api::{KeyInfo, Status, TokenStatus};
+
+/// What an agent in order calls itself.
+const READY: &str = "ready";
+
+pub(super) async fn run(ui: &Ui) -> Result<(), Failure> {
+    let status = ui
+        .client()
+        .status()
+        .await
+        .map_err(|error| Failure::api("no status", &error))?;
+    if ui.is_json() {
+        ui.json(&status)?;
+    } else {
+        ui.line(&text(&status))?;
+    }
+    if status.health == READY {
+        Ok(())
+    } else {
+        // The text above says it all.
+        Err(Failure::silent(TEMPORARY))
+    }
+}
+
+fn text(status: &Status) -> String {
+    let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
+    let mut lines = vec![
+        format!(
+            "{:<9} strongroom {}, up {uptime}, supervisor pid {}, server pid {}",
+            status.health, status.version, status.supervisor_pid, status.server_pid
+        ),
+        format!(
+            "requests  {} running, {} of {} of memory in use",
+            status.requests,
+            size(status.memory_in_use),
+            size(status.memory_budget)
+        ),
+        format!("store     {}", shown(&status.endpoint)),
+        format!("confined  {}", status.confinement),
+    ];
+    for token in &status.tokens {
+        token_lines(token, &mut lines);
+    }
+    for key in &status.keys {
+        lines.push(format!("key       {}", key_line(key)));
+    }
+    lines.join("\n")
+}
+
+fn token_lines(token: &TokenStatus, lines: &mut Vec<String>) {
+    let mut line = format!("token     {}: {}", token.name, token.health);
+    for (name, value) in [
+        ("label", &token.token_label),
+        ("serial", &token.serial),
+        ("model", &token.model),
+    ] {
+        if let Some(value) = value {
+            line.push_str(&format!(", {name} {}", shown(value.trim_end())));
+        }
+    }
+    if token.soft {
+        line.push_str("; a software token: root on this host can read its keys");
+    }
+    lines.push(line);
+    if let Some(detail) = &token.detail {
+        lines.push(format!("          {}", shown(detail)));
+    }
+    if let Some(hint) = &token.hint {
+        lines.push(format!("          hint: {}", shown(hint)));
+    }
+}
+
+/// One key in one line; also of `key list`.
+pub(super) fn key_line(key: &KeyInfo) -> String {
+    let mut line = format!("{}: {}", key.name, key.usage);
+    if key.ring != key.name {
+        line.push_str(&format!(" in ring {}", key.ring));
+    }
+    line.push_str(&format!(
+        ", in token {}, label {}",
+        key.token,
+        shown(&key.label)
+    ));
+    line.push_str(if key.ready { ", ready" } else { ", not ready" });
+    if let Some(problem) = &key.problem {
+        line.push_str(&format!(": {}", shown(problem)));
+    }
+    line
+}

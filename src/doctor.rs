@@ -1,0 +1,266 @@
+//! What is wrong with this host's set-up, and how to mend it.
+//!
+//! Looks at configuration, tokens and store in that order, and goes on after
+//! a fault wherever it can: an operator mends three things at once rather
+//! than one after the other.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::admin;
+use crate::config::{Config, ConfigError};
+use crate::secret::Pin;
+use crate::store::{Limits, Store, StoreError};
+use crate::token::KeySpec;
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// `configuration`, `token NAME`, `key NAME`, `store`, `bucket NAME`, `agent`.
+    pub area: String,
+    /// Whether it is in order.
+    pub ok: bool,
+    /// What was found.
+    pub what: String,
+    /// How to mend it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    fn fine(area: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            area: area.into(),
+            ok: true,
+            what: what.into(),
+            remedy: None,
+        }
+    }
+
+    fn fault(area: impl Into<String>, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            area: area.into(),
+            ok: false,
+            what: what.into(),
+            remedy: Some(remedy.into()),
+        }
+    }
+}
+
+/// Looks at everything that the configuration names, and at `bucket`.
+///
+/// Makes at most one login a token, and none where the PIN is known to be
+/// refused. Starts a runtime of its own: not to be called from within one.
+#[must_use]
+pub fn run(config_path: &Path, socket: &Path, bucket: Option<&str>) -> Vec<Finding> {
+    let config = match Config::load(config_path) {
+        Ok(config) => config,
+        Err(error) => return vec![configuration(&error)],
+    };
+    let mut findings = vec![Finding::fine(
+        "configuration",
+        format!(
+            "{} is valid: {} tokens, {} keys",
+            config_path.display(),
+            config.tokens.len(),
+            config.keys.len()
+        ),
+    )];
+    if !config.keys.iter().any(crate::config::Key::is_active) {
+        findings.push(Finding::fault(
+            "configuration",
+            "no wrapping key is active, so nothing can be stored",
+            "`strongroom key generate NAME --token TOKEN` makes one and configures it",
+        ));
+    }
+    for token in &config.tokens {
+        findings.extend(token_findings(&config, token));
+    }
+    let buckets: Vec<String> = bucket
+        .map(str::to_owned)
+        .into_iter()
+        .chain(config.keyslots.bucket.clone())
+        .collect();
+    findings.extend(store_findings(&config, &buckets));
+    findings.push(agent(socket));
+    findings
+}
+
+/// Whether somebody listens; an agent that is not running is no fault of the
+/// set-up, and what a running one thinks of itself is `status`'s to tell.
+fn agent(socket: &Path) -> Finding {
+    let path = socket.display();
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => Finding::fine(
+            "agent",
+            format!("listens at {path}; `strongroom status` tells how it is"),
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Finding::fault(
+            "agent",
+            format!("{path} exists, but this user may not connect to it"),
+            "add the user to agent.socket_group",
+        ),
+        Err(_) => Finding::fine("agent", format!("not running (nobody listens at {path})")),
+    }
+}
+
+fn configuration(error: &ConfigError) -> Finding {
+    Finding::fault("configuration", &error.message, &error.hint)
+}
+
+fn token_findings(config: &Config, token: &crate::config::Token) -> Vec<Finding> {
+    let area = format!("token {}", token.name);
+    if !token.module.exists() {
+        return vec![Finding::fault(
+            area,
+            format!("its module {} does not exist", token.module.display()),
+            "correct `module`, or install the vendor's PKCS#11 library",
+        )];
+    }
+    if let Some(pin_file) = &token.pin_file
+        && let Err(error) = Pin::check_file(pin_file)
+    {
+        return vec![Finding::fault(
+            area,
+            error.to_string(),
+            format!(
+                "put the PIN into {} alone on a line: owner root or the agent's user, mode 0400",
+                pin_file.display()
+            ),
+        )];
+    }
+    if let Some(detail) = crate::token::latched(&config.agent.state_dir, token) {
+        return vec![Finding::fault(
+            area,
+            detail,
+            "correct the PIN file; that alone makes the PIN be tried again",
+        )];
+    }
+    let keys: Vec<_> = config
+        .keys
+        .iter()
+        .filter(|key| key.token == token.name && key.opens())
+        .map(|key| KeySpec {
+            name: key.name.clone(),
+            label: key.label.clone(),
+            imported: key.imported,
+        })
+        .collect();
+    admin::check_token(token, &keys)
+        .into_iter()
+        .map(|check| match check.result {
+            Ok(found) => Finding::fine(check.what, found),
+            Err(error) => Finding::fault(check.what, &error.detail, error.hint_text()),
+        })
+        .collect()
+}
+
+fn store_findings(config: &Config, buckets: &[String]) -> Vec<Finding> {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return vec![Finding::fault(
+                "store",
+                format!("no runtime: {error}"),
+                "free some memory and descriptors",
+            )];
+        }
+    };
+    runtime.block_on(async {
+        let store = match Store::connect(&config.s3, Limits::default()).await {
+            Ok(store) => store,
+            Err(error) => return vec![store_fault("store".to_owned(), &error)],
+        };
+        if buckets.is_empty() {
+            return vec![reach(&store).await];
+        }
+        let mut findings = Vec::new();
+        for bucket in buckets {
+            findings.extend(bucket_findings(config, &store, bucket).await);
+        }
+        findings
+    })
+}
+
+/// Without a bucket to look at, one that cannot exist tells whether the store
+/// answers and knows us: "no such bucket" is the good answer.
+async fn reach(store: &Store) -> Finding {
+    let mut random = [0; 12];
+    // A fixed name would do as well, only less surely.
+    let _ = getrandom::fill(&mut random);
+    let name = format!(
+        "strongroom-doctor-{}",
+        data_encoding::HEXLOWER.encode(&random)
+    );
+    match store.probe_bucket(&name).await {
+        Ok(_) | Err(StoreError::NoSuchBucket { .. }) => Finding::fine(
+            "store",
+            format!(
+                "{} answers; name a bucket with --bucket to have it looked at",
+                store.endpoint()
+            ),
+        ),
+        Err(error) => store_fault("store".to_owned(), &error),
+    }
+}
+
+async fn bucket_findings(config: &Config, store: &Store, bucket: &str) -> Vec<Finding> {
+    let area = format!("bucket {bucket}");
+    let facts = match store.probe_bucket(bucket).await {
+        Ok(facts) => facts,
+        Err(error) => return vec![store_fault(area, &error)],
+    };
+    let told = |what: &str, fact: Option<bool>| match fact {
+        Some(true) => format!("{what} on"),
+        Some(false) => format!("{what} off"),
+        None => format!("{what} unknown"),
+    };
+    let mut findings = vec![Finding::fine(
+        &area,
+        format!(
+            "reachable, {}, {}",
+            told("versioning", facts.versioning),
+            told("object lock", facts.object_lock)
+        ),
+    )];
+    let mut random = [0; 12];
+    let _ = getrandom::fill(&mut random);
+    let key = format!(
+        "{}doctor-{}",
+        config.keyslots.prefix,
+        data_encoding::HEXLOWER.encode(&random)
+    );
+    findings.push(match store.probe_if_none_match(bucket, &key).await {
+        Ok(true) => Finding::fine(
+            &area,
+            "a test object could be written and deleted; If-None-Match is enforced",
+        ),
+        Ok(false) => Finding::fault(
+            &area,
+            "the store ignores If-None-Match: --no-clobber cannot protect existing objects there",
+            "use a store that enforces conditional writes, or a bucket with versioning",
+        ),
+        Err(error) => store_fault(area, &error),
+    });
+    findings
+}
+
+fn store_fault(area: String, error: &StoreError) -> Finding {
+    let remedy = match error {
+        StoreError::NoSuchBucket { .. } => {
+            "create the bucket, or correct its name, s3.region or s3.endpoint_url"
+        }
+        StoreError::Denied { .. } => {
+            "give the agent AWS credentials (profile, environment, instance role) that may use this bucket"
+        }
+        StoreError::Away { .. } | StoreError::SlowDown { .. } => {
+            "check s3.endpoint_url, name resolution and the network"
+        }
+        _ => "the store's own words above are all there is to go by",
+    };
+    Finding::fault(area, error.to_string(), remedy)
+}

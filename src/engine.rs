@@ -1,0 +1,180 @@
+//! What every operation needs, in one place: keys, store, catalogue, memory.
+
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard, watch};
+
+use crate::api::{Error, ErrorKind};
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::keyring::Keyring;
+use crate::store::{Buffer, Limits, Place, Pool, Spool, Store};
+
+/// How long a request waits for its share of `memory_budget` before it is
+/// told to come back: longer than a burst, shorter than a client's patience.
+pub const RESERVE_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a request that is under way waits for its next share. Parts in
+/// flight and slow clients have limits of their own, far below this; it only
+/// ends what no limit foresaw.
+pub const MORE_WAIT: Duration = Duration::from_secs(600);
+
+/// Locks over places, a power of two: two requests for different places
+/// seldom meet, and the table never grows.
+const PLACE_LOCKS: usize = 1024;
+
+/// Keys, store, catalogue and memory of one running server.
+pub struct Engine {
+    /// The wrapping keys.
+    pub keyring: Keyring,
+    /// S3.
+    pub store: Store,
+    /// The catalogue.
+    pub catalog: Catalog,
+    /// Part buffers within `memory_budget`.
+    pub pool: Pool,
+    /// Where parts go that do not fit the pool.
+    pub spool: Spool,
+    /// What of the configuration shapes an object.
+    pub settings: Settings,
+    /// Becomes true when running requests must end.
+    pub cancel: watch::Receiver<bool>,
+    places: Box<[Mutex<()>]>,
+}
+
+/// What of the configuration shapes an object.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Plaintext bytes a frame.
+    pub frame_length: u32,
+    /// Nominal part size in bytes.
+    pub part_size: u64,
+    /// Parts in flight for one request.
+    pub concurrency: usize,
+    /// The largest part kept in memory, in bytes; larger ones are spooled.
+    pub memory_part: u64,
+    /// The bucket of slots, if not the object's own.
+    pub keyslot_bucket: Option<String>,
+    /// The reserved prefix.
+    pub keyslot_prefix: String,
+    /// The store's limits on parts.
+    pub limits: Limits,
+}
+
+impl Settings {
+    /// From a validated configuration.
+    #[must_use]
+    pub fn new(config: &Config, limits: Limits) -> Self {
+        // The configuration bounds frame_length to 16 MiB.
+        let frame_length = u32::try_from(config.message.frame_length.bytes()).unwrap_or(u32::MAX);
+        let part_size = config.s3.part_size.bytes();
+        Self {
+            frame_length,
+            part_size,
+            concurrency: config.s3.upload_concurrency,
+            memory_part: (config.agent.memory_budget.bytes() / 4).max(part_size),
+            keyslot_bucket: config.keyslots.bucket.clone(),
+            keyslot_prefix: config.keyslots.prefix.clone(),
+            limits,
+        }
+    }
+}
+
+impl Engine {
+    /// Puts the rooms together.
+    #[must_use]
+    pub fn new(
+        keyring: Keyring,
+        store: Store,
+        catalog: Catalog,
+        pool: Pool,
+        spool: Spool,
+        settings: Settings,
+        cancel: watch::Receiver<bool>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            keyring,
+            store,
+            catalog,
+            pool,
+            spool,
+            settings,
+            cancel,
+            places: (0..PLACE_LOCKS).map(|_| Mutex::new(())).collect(),
+        })
+    }
+
+    /// Holds back other writers of `place` on this host, so that receipts
+    /// are recorded in the order in which S3 took the objects.
+    pub async fn lock_place(&self, place: &Place) -> MutexGuard<'_, ()> {
+        let mut hasher = std::hash::DefaultHasher::new();
+        place.bucket.hash(&mut hasher);
+        place.key.hash(&mut hasher);
+        let index = usize::try_from(hasher.finish() % PLACE_LOCKS as u64).unwrap_or_default();
+        self.places[index].lock().await
+    }
+
+    /// Memory for `len` bytes, in turn with everybody else, for a request
+    /// that holds none: whoever waits for memory while he holds some can
+    /// wait for somebody who waits for him.
+    ///
+    /// # Errors
+    /// Nothing came free within [`RESERVE_WAIT`].
+    pub async fn reserve(&self, len: usize) -> Result<Buffer, Error> {
+        self.reserve_within(len, RESERVE_WAIT).await
+    }
+
+    /// The same for a request that is under way: what it waits for may be
+    /// its own parts on a slow line to the store.
+    ///
+    /// # Errors
+    /// Nothing came free within [`MORE_WAIT`].
+    pub async fn reserve_more(&self, len: usize) -> Result<Buffer, Error> {
+        self.reserve_within(len, MORE_WAIT).await
+    }
+
+    async fn reserve_within(&self, len: usize, wait: Duration) -> Result<Buffer, Error> {
+        self.pool.reserve(len, wait).await.map_err(|_| {
+            Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "no memory came free within {} s: other requests hold all of memory_budget",
+                    wait.as_secs()
+                ),
+            )
+        })
+    }
+
+    /// Refuses what lies under the reserved prefix (SECURITY rule 8).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Reserved`].
+    pub fn check_reserved(&self, place: &Place) -> Result<(), Error> {
+        if self.is_reserved(&place.bucket, &place.key) {
+            return Err(Error::new(
+                ErrorKind::Reserved,
+                format!(
+                    "{} lies under the keyslot prefix {:?}",
+                    place, self.settings.keyslot_prefix
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a key lies under the reserved prefix. In any bucket: whoever
+    /// later moves keyslots into it must not find clients' objects there.
+    #[must_use]
+    pub fn is_reserved(&self, _bucket: &str, key: &str) -> bool {
+        key.starts_with(&self.settings.keyslot_prefix)
+    }
+
+    /// Resolves when running requests must end.
+    pub async fn cancelled(&self) {
+        let mut cancel = self.cancel.clone();
+        // A dropped sender means the server is gone: that ends requests too.
+        let _ = cancel.wait_for(|stop| *stop).await;
+    }
+}

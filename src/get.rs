@@ -1,0 +1,325 @@
+//! Read one object: fetch, verify, and release only what is verified.
+//!
+//! Order of proof: the header (commitment and tag, with a data key from the
+//! token), the place (encryption context), the catalogue (rollback), the
+//! final frame (and with it the length) — and only then the first byte.
+
+mod body;
+mod plan;
+mod proof;
+
+pub use body::PlaintextBody;
+
+use crate::api::{Error, ErrorKind};
+use crate::binding;
+use crate::catalog::Standing;
+use crate::engine::Engine;
+use crate::fault::{message_error, store_error};
+use crate::message::{Header, Parsed, Permit};
+use crate::store::{Buffer, ByteRange, Fetched, Pin, Place, Select};
+
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes fetched first when only the header is wanted: ours are below 2 KiB,
+/// and a whole small object often fits.
+const HEADER_FETCH: u64 = 16 << 10;
+/// The longest header we read, SECURITY rule 4.
+const MAX_HEADER: u64 = 64 << 10;
+
+/// What part of the plaintext is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of it.
+    Whole,
+    /// From the first offset, to the second one inclusive if given.
+    Span(u64, Option<u64>),
+    /// The last so many bytes.
+    Suffix(u64),
+    /// Nothing but the facts.
+    Facts,
+}
+
+/// A request to read one object.
+pub struct GetRequest {
+    /// Where.
+    pub place: Place,
+    /// Which version; the current one when absent.
+    pub version_id: Option<String>,
+    /// How much.
+    pub wanted: Wanted,
+    /// Open a message without our context pairs.
+    pub allow_unbound: bool,
+    /// Open a message without key commitment.
+    pub allow_uncommitted: bool,
+    /// The place a copied object is bound to.
+    pub bound_to: Option<Place>,
+}
+
+/// Facts about an opened object, all of them authenticated but for what S3
+/// alone knows (version id, content type, storage class).
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Plaintext bytes of the whole object.
+    pub plaintext_len: u64,
+    /// The part of them that the body delivers.
+    pub span: Range<u64>,
+    /// The message id, hexadecimal.
+    pub message_id: String,
+    /// The wrapping key that opened it.
+    pub wrapping_key: String,
+    /// S3's version id.
+    pub version_id: Option<String>,
+    /// S3's content type.
+    pub content_type: Option<String>,
+    /// S3's modification time, RFC 3339.
+    pub last_modified: Option<String>,
+    /// Another writer stored it.
+    pub foreign: bool,
+}
+
+/// Opens one object. The body has been proved to have the length that the
+/// facts say; each of its bytes is verified before it is yielded.
+///
+/// # Errors
+/// See docs/errors.md; nothing of the plaintext has left when this fails.
+pub async fn get(
+    engine: &Arc<Engine>,
+    request: GetRequest,
+) -> Result<(Facts, PlaintextBody), Error> {
+    engine.check_reserved(&request.place)?;
+    let whole = request.wanted == Wanted::Whole;
+    let hint = expected_size(engine, &request).await;
+    let first = if whole {
+        let settings = &engine.settings;
+        let part = settings.part_size + u64::from(settings.frame_length);
+        hint.map_or(part, |size| size.clamp(1, part))
+    } else {
+        HEADER_FETCH
+    };
+
+    let mut window = Window::fetch(engine, &request, first).await?;
+    let permit = Permit {
+        uncommitted: request.allow_uncommitted,
+    };
+    let header = loop {
+        match Header::parse(window.bytes(), permit).map_err(|e| message_error(&e))? {
+            Parsed::Header(header) => break header,
+            Parsed::NeedMore if window.is_whole() => {
+                return Err(Error::new(
+                    ErrorKind::Truncated,
+                    "it ends inside its header",
+                ));
+            }
+            Parsed::NeedMore if window.len() >= MAX_HEADER => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "its header is longer than 64 KiB",
+                ));
+            }
+            Parsed::NeedMore => window = window.refetch(engine, &request, MAX_HEADER).await?,
+        }
+    };
+
+    let (opener, wrapping_key) = engine.keyring.open(&header).await?;
+    let place = request.bound_to.as_ref().unwrap_or(&request.place);
+    let created = binding::check(header.context(), place, request.allow_unbound)?;
+    let foreign = check_standing(engine, &request, &header, created, &window.pin).await?;
+
+    let sealed = proof::prove(engine, &request, window, Arc::new(opener)).await?;
+    let len = sealed.plaintext_len();
+    let span = resolve(request.wanted, len)?;
+    if sealed.is_signed() && !matches!(request.wanted, Wanted::Whole | Wanted::Facts) {
+        return Err(Error::new(
+            ErrorKind::Range,
+            "a signed message is verified as a whole; ranges of it are not served",
+        )
+        .hint("fetch the whole object"));
+    }
+    let facts = Facts {
+        plaintext_len: len,
+        span: span.clone(),
+        message_id: header.message_id().to_string(),
+        wrapping_key,
+        version_id: sealed.pin().version_id.clone(),
+        content_type: sealed.pin().content_type.clone(),
+        last_modified: sealed.pin().last_modified.clone(),
+        foreign,
+    };
+    let body = PlaintextBody::new(engine.clone(), request.place, sealed, span);
+    Ok((facts, body))
+}
+
+/// The stored size by the catalogue: a hint for the first fetch, no more.
+async fn expected_size(engine: &Engine, request: &GetRequest) -> Option<u64> {
+    let known = engine
+        .catalog
+        .lookup(&request.place.bucket, &request.place.key)
+        .await
+        .ok()??;
+    Some(known.receipt.stored_size)
+}
+
+/// SECURITY rule 6. True if another writer stored it.
+async fn check_standing(
+    engine: &Engine,
+    request: &GetRequest,
+    header: &Header,
+    created: u64,
+    pin: &Pin,
+) -> Result<bool, Error> {
+    if request.version_id.is_some() {
+        return Ok(false);
+    }
+    let place = &request.place;
+    let message_id = header.message_id().to_string();
+    let state_failed =
+        |e| Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(e);
+    let standing = engine
+        .catalog
+        .classify(&place.bucket, &place.key, &message_id, created)
+        .await
+        .map_err(state_failed)?;
+    match standing {
+        Standing::Unknown | Standing::Current(_) => Ok(false),
+        Standing::Superseded { .. } => Err(Error::new(
+            ErrorKind::RolledBack,
+            "the store serves a message that this agent has since replaced or deleted",
+        )),
+        Standing::Older { .. } => Err(Error::new(
+            ErrorKind::RolledBack,
+            "the store serves a message older than the one whose receipt this agent holds",
+        )),
+        Standing::Newer => {
+            tracing::warn!(
+                bucket = place.bucket,
+                key = place.key,
+                message_id,
+                "foreign write"
+            );
+            engine
+                .catalog
+                .record_foreign(
+                    &place.bucket,
+                    &place.key,
+                    &message_id,
+                    created,
+                    pin.version_id.as_deref(),
+                )
+                .await
+                .map_err(state_failed)?;
+            Ok(true)
+        }
+    }
+}
+
+fn resolve(wanted: Wanted, len: u64) -> Result<Range<u64>, Error> {
+    let span = match wanted {
+        Wanted::Whole => return Ok(0..len),
+        Wanted::Facts => return Ok(0..0),
+        Wanted::Span(first, last) => {
+            first..last.map_or(len, |last| last.saturating_add(1).min(len))
+        }
+        Wanted::Suffix(count) => len.saturating_sub(count)..len,
+    };
+    if span.start >= span.end {
+        return Err(Error::new(
+            ErrorKind::Range,
+            format!("the object has {len} bytes"),
+        ));
+    }
+    Ok(span)
+}
+
+/// The beginning of an object, as fetched.
+struct Window {
+    buffer: Buffer,
+    pin: Pin,
+    /// Bytes in S3.
+    total: u64,
+}
+
+impl Window {
+    async fn fetch(engine: &Engine, request: &GetRequest, len: u64) -> Result<Self, Error> {
+        let mut buffer = engine
+            .reserve(usize::try_from(len).unwrap_or(usize::MAX))
+            .await?;
+        let select = Select {
+            version_id: request.version_id.clone(),
+            range: Some(ByteRange::new(0, len - 1)),
+            pin: None,
+        };
+        let fetched = engine
+            .store
+            .fetch(&request.place, select, &mut buffer)
+            .await
+            .map_err(|e| store_error(&e))?;
+        let Fetched { pin, total_len, .. } = fetched;
+        if total_len == 0 {
+            return Err(Error::new(ErrorKind::Truncated, "it is empty"));
+        }
+        Ok(Self {
+            buffer,
+            pin,
+            total: total_len,
+        })
+    }
+
+    /// The same object's beginning again, longer.
+    async fn refetch(self, engine: &Engine, request: &GetRequest, len: u64) -> Result<Self, Error> {
+        drop(self.buffer);
+        let mut buffer = engine
+            .reserve(usize::try_from(len).unwrap_or(usize::MAX))
+            .await?;
+        let select = Select {
+            version_id: request.version_id.clone(),
+            range: Some(ByteRange::new(0, len - 1)),
+            pin: Some(self.pin.clone()),
+        };
+        engine
+            .store
+            .fetch(&request.place, select, &mut buffer)
+            .await
+            .map_err(|e| store_error(&e))?;
+        Ok(Self { buffer, ..self })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.buffer.as_slice()
+    }
+
+    fn len(&self) -> u64 {
+        self.buffer.len() as u64
+    }
+
+    fn is_whole(&self) -> bool {
+        self.len() >= self.total
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_cut_to_the_object_and_never_empty() {
+        assert_eq!(resolve(Wanted::Span(0, Some(99)), 10).unwrap(), 0..10);
+        assert_eq!(resolve(Wanted::Span(3, Some(3)), 10).unwrap(), 3..4);
+        assert_eq!(resolve(Wanted::Span(3, None), 10).unwrap(), 3..10);
+        assert_eq!(resolve(Wanted::Suffix(4), 10).unwrap(), 6..10);
+        assert_eq!(resolve(Wanted::Suffix(40), 10).unwrap(), 0..10);
+        assert_eq!(resolve(Wanted::Whole, 0).unwrap(), 0..0);
+        for wanted in [
+            Wanted::Span(10, None),
+            Wanted::Suffix(0),
+            Wanted::Span(u64::MAX, Some(u64::MAX)),
+        ] {
+            assert_eq!(resolve(wanted, 10).unwrap_err().kind, ErrorKind::Range);
+        }
+        assert_eq!(
+            resolve(Wanted::Span(0, None), 0).unwrap_err().kind,
+            ErrorKind::Range
+        );
+    }
+}

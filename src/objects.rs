@@ -1,0 +1,330 @@
+//! What is done with objects short of reading or writing them: delete, list,
+//! inspect.
+
+use crate::api::{
+    Answer, Error, ErrorKind, InspectedKey, Inspection, KeyInfo, ListEntry, ListPage,
+};
+use crate::binding::CONTEXT_CREATED;
+use crate::catalog::Standing;
+use crate::engine::Engine;
+use crate::fault::{message_error, store_error};
+use crate::message::{Header, Parsed, Permit};
+use crate::store::{ByteRange, Place, Select};
+
+/// The longest header we read, in bytes (SECURITY rule 4).
+const MAX_HEADER: usize = 64 << 10;
+/// Entries of a listing page: the most that S3 returns (ListObjectsV2).
+const PAGE: u32 = 1000;
+
+/// Deletes an object, or one version of it.
+///
+/// # Errors
+/// The store refuses, or the deletion could not be recorded.
+pub async fn delete(engine: &Engine, place: &Place, version: Option<&str>) -> Result<(), Error> {
+    engine.check_reserved(place)?;
+    let _guard = engine.lock_place(place).await;
+    // S3 answers 204 for what is not there; users of `rm` want to know.
+    engine
+        .store
+        .head(place, version)
+        .await
+        .map_err(|e| store_error(&e))?;
+    engine
+        .store
+        .delete(place, version)
+        .await
+        .map_err(|e| store_error(&e))?;
+    engine
+        .catalog
+        .record_delete(&place.bucket, &place.key, version)
+        .await
+        .map_err(|e| {
+            Error::new(
+                ErrorKind::StateFailed,
+                "the object is deleted, but the catalogue could not record it",
+            )
+            .log(e)
+        })
+}
+
+/// What to list.
+#[derive(Clone, Debug, Default)]
+pub struct ListRequest {
+    /// The bucket.
+    pub bucket: String,
+    /// Only keys that begin so.
+    pub prefix: Option<String>,
+    /// Groups keys up to this.
+    pub delimiter: Option<String>,
+    /// From a former page.
+    pub continuation: Option<String>,
+}
+
+/// One page of a bucket, without the reserved prefix.
+///
+/// # Errors
+/// The store refuses, or the prefix is reserved.
+pub async fn list(engine: &Engine, request: &ListRequest) -> Result<ListPage, Error> {
+    let bucket = &request.bucket;
+    if let Some(prefix) = &request.prefix {
+        engine.check_reserved(&Place::new(bucket, prefix))?;
+    }
+    let page = engine
+        .store
+        .list(
+            bucket,
+            request.prefix.as_deref().unwrap_or_default(),
+            request.delimiter.as_deref(),
+            request.continuation.as_deref(),
+            PAGE,
+        )
+        .await
+        .map_err(|e| store_error(&e))?;
+    let visible: Vec<_> = page
+        .objects
+        .into_iter()
+        .filter(|object| !engine.is_reserved(bucket, &object.key))
+        .collect();
+    let asked: Vec<_> = visible
+        .iter()
+        .map(|object| (object.key.clone(), object.size, object.etag.clone()))
+        .collect();
+    // The catalogue only decorates a listing; without it sizes are stored sizes.
+    let sizes = engine
+        .catalog
+        .sizes(bucket, &asked)
+        .await
+        .unwrap_or_else(|error| {
+            tracing::warn!(%error, "the catalogue could not tell sizes");
+            vec![None; asked.len()]
+        });
+    let objects = visible
+        .into_iter()
+        .zip(sizes)
+        .map(|(object, plaintext_size)| ListEntry {
+            key: object.key,
+            stored_size: object.size,
+            plaintext_size,
+            last_modified: object.last_modified.unwrap_or_default(),
+            storage_class: object.storage_class,
+        })
+        .collect();
+    let prefixes = page
+        .prefixes
+        .into_iter()
+        .filter(|prefix| !engine.is_reserved(bucket, prefix) && !holds_only_slots(engine, prefix))
+        .collect();
+    Ok(ListPage {
+        objects,
+        prefixes,
+        continuation: page.continuation,
+    })
+}
+
+/// A common prefix above the reserved one, inside our own name space.
+fn holds_only_slots(engine: &Engine, prefix: &str) -> bool {
+    engine.settings.keyslot_prefix.starts_with(prefix) && prefix.starts_with(".strongroom/")
+}
+
+/// What is known of an object without decrypting it.
+///
+/// # Errors
+/// The store refuses, or it is no message.
+pub async fn inspect(
+    engine: &Engine,
+    place: &Place,
+    version: Option<&str>,
+) -> Result<Inspection, Error> {
+    engine.check_reserved(place)?;
+    let head = engine
+        .store
+        .head(place, version)
+        .await
+        .map_err(|e| store_error(&e))?;
+    let header = read_header(engine, place, version.map(str::to_owned)).await?;
+    let keys = engine.keyring.keys();
+    let message_id = header.message_id().to_string();
+    let created = header
+        .context()
+        .get(CONTEXT_CREATED)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    let standing = engine
+        .catalog
+        .classify(&place.bucket, &place.key, &message_id, created)
+        .await
+        .map_err(|e| Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(e))?;
+    let encrypted_data_keys: Vec<InspectedKey> = header
+        .edks()
+        .iter()
+        .map(|edk| {
+            let provider = edk.provider_id().to_owned();
+            let name = match edk.raw_aes_parts() {
+                Some(parts) => parts.key_name.to_owned(),
+                None => String::from_utf8_lossy(edk.provider_info()).into_owned(),
+            };
+            let known = edk
+                .raw_aes_parts()
+                .and_then(|p| keys.iter().find(|k| k.name == p.key_name));
+            InspectedKey {
+                provider,
+                name,
+                at_hand: known.is_some_and(|k| k.ready),
+                token: known.map(|k| k.token.clone()),
+            }
+        })
+        .collect();
+    Ok(Inspection {
+        bucket: place.bucket.clone(),
+        key: place.key.clone(),
+        version_id: head.version_id,
+        stored_size: head.size,
+        plaintext_size: computed_size(&header, head.size),
+        last_modified: head.last_modified,
+        storage_class: head.storage_class,
+        format_version: header.version(),
+        suite: header.suite().to_string(),
+        message_id,
+        frame_length: header.frame_length(),
+        context: header
+            .context()
+            .iter()
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect(),
+        questions: questions(engine, &header, &encrypted_data_keys, &keys),
+        encrypted_data_keys,
+        catalogue: match standing {
+            Standing::Unknown => "unknown",
+            Standing::Current(_) => "current",
+            Standing::Superseded { .. } => "superseded",
+            Standing::Older { .. } => "older than the receipt",
+            Standing::Newer => "newer than the receipt: another writer's",
+        }
+        .to_owned(),
+        verified: "nothing: this is what the object says of itself; `get` verifies it".to_owned(),
+    })
+}
+
+/// `q, r = divmod(L - H - 40, F + 32)` (FORMATS): not authenticated here.
+fn computed_size(header: &Header, stored: u64) -> Option<u64> {
+    let frame = u64::from(header.frame_length());
+    if frame == 0 || header.is_signed() {
+        return None;
+    }
+    let body = stored.checked_sub(header.len() as u64)?.checked_sub(40)?;
+    let (q, r) = (body / (frame + 32), body % (frame + 32));
+    (r <= frame).then(|| q * frame + r)
+}
+
+async fn read_header(
+    engine: &Engine,
+    place: &Place,
+    version_id: Option<String>,
+) -> Result<Box<Header>, Error> {
+    let mut buffer = engine.reserve(MAX_HEADER).await?;
+    let select = Select {
+        version_id,
+        range: Some(ByteRange::new(0, MAX_HEADER as u64 - 1)),
+        pin: None,
+    };
+    engine
+        .store
+        .fetch(place, select, &mut buffer)
+        .await
+        .map_err(|e| store_error(&e))?;
+    // Looking at a version 1 header releases nothing.
+    match Header::parse(buffer.as_slice(), Permit { uncommitted: true })
+        .map_err(|e| message_error(&e))?
+    {
+        Parsed::Header(header) => Ok(header),
+        Parsed::NeedMore => Err(Error::new(
+            ErrorKind::Truncated,
+            "it ends inside its header",
+        )),
+    }
+}
+
+fn questions(
+    engine: &Engine,
+    header: &Header,
+    edks: &[InspectedKey],
+    keys: &[KeyInfo],
+) -> Vec<Answer> {
+    let tokens = engine.keyring.token_status();
+    let mut held: Vec<String> = Vec::new();
+    let mut kept: Vec<String> = Vec::new();
+    for edk in edks {
+        let Some(key) = keys
+            .iter()
+            .find(|k| edk.token.is_some() && k.name == edk.name)
+        else {
+            held.push(format!(
+                "{} ({}): not configured here",
+                edk.name, edk.provider
+            ));
+            continue;
+        };
+        let token = tokens.iter().find(|t| t.name == key.token);
+        let what = token.map_or_else(String::new, |t| {
+            format!(
+                " ({}, serial {}{})",
+                t.model.as_deref().unwrap_or("unknown model"),
+                t.serial.as_deref().unwrap_or("unknown"),
+                if t.soft {
+                    "; a software token: whoever is root on its host can take its keys"
+                } else {
+                    ""
+                },
+            )
+        });
+        held.push(format!(
+            "{}: in token {:?}{what}, as CKA_LABEL {:?}",
+            key.name, key.token, key.label
+        ));
+        if key.attributes.is_empty() {
+            kept.push(format!(
+                "{}: its token is away, so its attributes cannot be read now",
+                key.name
+            ));
+        } else {
+            let list: Vec<_> = key
+                .attributes
+                .iter()
+                .map(|(k, v)| format!("{k}={v}"))
+                .collect();
+            kept.push(format!(
+                "{}: the token reports {}",
+                key.name,
+                list.join(", ")
+            ));
+        }
+    }
+    let answer = |question: &str, answer: String| Answer {
+        question: question.to_owned(),
+        answer,
+    };
+    let suite = header.suite();
+    vec![
+        answer(
+            "Which algorithm encrypts the data?",
+            format!("AWS Encryption SDK message version {}, suite {suite}: {}", header.version(), suite.description()),
+        ),
+        answer(
+            "How strong are the keys?",
+            format!(
+                "a {}-bit data key of this object's own, wrapped with AES-256-GCM inside the token",
+                suite.key_bits()
+            ),
+        ),
+        answer(
+            "How often are keys rotated?",
+            "the data key with every write; no cryptoperiod is configured for wrapping keys in this release".to_owned(),
+        ),
+        answer("Where is the key kept?", held.join("; ")),
+        answer("How is it kept?", kept.join("; ")),
+        answer(
+            "Who has access?",
+            "on this host root and the agent's own user, through its socket; the storage provider holds ciphertext and wrapped keys only".to_owned(),
+        ),
+    ]
+}

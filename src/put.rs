@@ -1,0 +1,268 @@
+//! Store one object: read, seal in place, upload, record, acknowledge.
+//!
+//! One attempt has one data key, one message id and one header (SECURITY
+//! rule 1). A part is sealed once and re-sent, if need be, from its buffered
+//! ciphertext; nothing here reads the source twice.
+
+mod parts;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::api::{Error, ErrorKind, Receipt};
+use crate::binding;
+use crate::engine::Engine;
+use crate::fault::{message_error, store_error};
+use crate::message::{Draft, SealedHeader, Sealer};
+use crate::store::{
+    Attributes, METADATA_HEADER, METADATA_MESSAGE_ID, PartBody, Place, Stored, Upload,
+};
+
+use parts::Assembly;
+
+/// User metadata S3 stores with an object, in bytes, keys and values together
+/// (S3 User Guide, "Working with object metadata").
+const METADATA_LIMIT: usize = 2048;
+
+/// Where plaintext comes from: a request's body, later a passed descriptor.
+pub trait Plaintext: Send {
+    /// Fills the beginning of `into` with at least one byte; 0 only at the
+    /// end that the sender meant.
+    fn read(&mut self, into: &mut [u8]) -> impl Future<Output = Result<usize, Error>> + Send;
+
+    /// Whether that end has come; waits for a byte or the end.
+    fn ended(&mut self) -> impl Future<Output = Result<bool, Error>> + Send;
+}
+
+/// A request to store one object.
+pub struct PutRequest {
+    /// Where.
+    pub place: Place,
+    /// What S3 keeps beside it.
+    pub attributes: Attributes,
+    /// The client's pairs for the encryption context.
+    pub context: Vec<(String, String)>,
+    /// The ring whose active key wraps; the only ring when absent.
+    pub ring: Option<String>,
+    /// Plaintext bytes, when the client declared them.
+    pub length: Option<u64>,
+}
+
+/// Stores one object and returns its receipt once it is durable.
+///
+/// # Errors
+/// Any failure leaves nothing in S3: no object, no multipart upload. The
+/// first error is returned; an abort's own failure is logged.
+pub async fn put(
+    engine: &Engine,
+    request: PutRequest,
+    source: &mut impl Plaintext,
+) -> Result<Receipt, Error> {
+    engine.check_reserved(&request.place)?;
+    request.attributes.check().map_err(|e| store_error(&e))?;
+    let key = engine.keyring.active(request.ring.as_deref())?;
+    let created = now_ms();
+    let context = binding::context(&request.place, created, &request.context)?;
+
+    // The share of memory comes before anything that costs others something.
+    let mut assembly = Assembly::begin(engine, request.length).await?;
+
+    let data_key = engine.keyring.fresh_data_key(&key).await?;
+    let mut draft = Draft::new(data_key, context, engine.settings.frame_length)
+        .map_err(|e| message_error(&e))?;
+    engine.keyring.wrap(&key, &mut draft).await?;
+    let message_id = draft.message_id();
+    let (header, sealer) = draft.seal().map_err(|e| message_error(&e))?;
+    assembly.header(&header)?;
+
+    let mut job = Job {
+        engine,
+        place: request.place,
+        attributes: request.attributes,
+        header,
+        message_id: message_id.to_string(),
+        upload: None,
+        cancel: engine.cancel.clone(),
+    };
+    job.attributes
+        .metadata
+        .push((METADATA_MESSAGE_ID.to_owned(), job.message_id.clone()));
+    let needs_slot = job.add_header_metadata();
+
+    let outcome = job
+        .run(assembly, sealer, source, request.length, needs_slot)
+        .await;
+    let (finished, stored, guard) = match outcome {
+        Ok(done) => done,
+        Err(error) => {
+            if let Some(upload) = job.upload.take() {
+                upload.abort().await;
+            }
+            return Err(error);
+        }
+    };
+
+    let receipt = Receipt {
+        bucket: job.place.bucket,
+        key: job.place.key,
+        version_id: stored.version_id,
+        etag: stored.etag,
+        plaintext_size: finished,
+        stored_size: stored.size,
+        checksum: stored.checksum,
+        message_id: job.message_id,
+        wrapping_key: key.name,
+        created,
+    };
+    engine.catalog.record_put(&receipt).await.map_err(|e| {
+        Error::new(
+            ErrorKind::StateFailed,
+            "the object is in S3, but its receipt could not be recorded",
+        )
+        .log(e)
+    })?;
+    drop(guard);
+    Ok(receipt)
+}
+
+struct Job<'e> {
+    engine: &'e Engine,
+    place: Place,
+    attributes: Attributes,
+    header: SealedHeader,
+    message_id: String,
+    upload: Option<Upload>,
+    cancel: watch::Receiver<bool>,
+}
+
+type Done<'e> = (u64, Stored, tokio::sync::MutexGuard<'e, ()>);
+
+impl<'e> Job<'e> {
+    /// Puts the header into user metadata if it fits; true if it does not.
+    fn add_header_metadata(&mut self) -> bool {
+        let encoded = data_encoding::BASE64.encode(&self.header);
+        let pair = (METADATA_HEADER.to_owned(), encoded);
+        let size = self.attributes.metadata_size() + pair.0.len() + pair.1.len();
+        let fits = size <= METADATA_LIMIT;
+        if fits {
+            self.attributes.metadata.push(pair);
+        }
+        !fits
+    }
+
+    async fn run(
+        &mut self,
+        mut assembly: Assembly<'e>,
+        mut sealer: Sealer,
+        source: &mut impl Plaintext,
+        length: Option<u64>,
+        needs_slot: bool,
+    ) -> Result<Done<'e>, Error> {
+        let mut cancel = self.cancel.clone();
+        while !unless(&mut cancel, assembly.fill_frame(source)).await? {
+            assembly.seal(&mut sealer)?;
+            if assembly.is_full() {
+                let body = assembly.take_part().await?;
+                unless(&mut cancel, self.send(body)).await?;
+                unless(&mut cancel, assembly.next_part()).await?;
+            } else {
+                assembly.make_room().await?;
+            }
+        }
+        let finished = assembly.seal_final(sealer)?;
+        if let Some(declared) = length
+            && declared != finished
+        {
+            return Err(Error::new(
+                ErrorKind::Incomplete,
+                format!("{declared} bytes were declared and {finished} arrived"),
+            ));
+        }
+        let last = assembly.take_part().await?;
+
+        if needs_slot {
+            self.write_header_slot().await?;
+        }
+        if self.upload.is_some() {
+            self.send(last).await?;
+            let guard = self.engine.lock_place(&self.place).await;
+            // `complete` consumes the upload and aborts it if it fails.
+            let stored = match self.upload.take() {
+                Some(upload) => upload.complete().await.map_err(|e| store_error(&e))?,
+                None => return Err(Error::new(ErrorKind::Internal, "the upload vanished")),
+            };
+            return Ok((finished, stored, guard));
+        }
+        let guard = self.engine.lock_place(&self.place).await;
+        let stored = self
+            .engine
+            .store
+            .put(&self.place, &self.attributes, last)
+            .await
+            .map_err(|e| store_error(&e))?;
+        Ok((finished, stored, guard))
+    }
+
+    async fn send(&mut self, body: PartBody) -> Result<(), Error> {
+        // Kept in `self` while it works, so that a cancelled send leaves the
+        // upload where `put` finds it and aborts it.
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            none => none.insert(
+                self.engine
+                    .store
+                    .begin(
+                        &self.place,
+                        &self.attributes,
+                        self.engine.settings.concurrency,
+                    )
+                    .await
+                    .map_err(|e| store_error(&e))?,
+            ),
+        };
+        upload.send(body).await.map_err(|e| store_error(&e))
+    }
+
+    /// Slot 0: the exact header bytes, where they do not fit user metadata.
+    /// Written before the object, so that no object exists without one.
+    async fn write_header_slot(&self) -> Result<(), Error> {
+        let settings = &self.engine.settings;
+        let bucket = settings
+            .keyslot_bucket
+            .as_deref()
+            .unwrap_or(&self.place.bucket);
+        let name = format!("{}{}/0", settings.keyslot_prefix, self.message_id);
+        self.engine
+            .store
+            .put_slot(
+                bucket,
+                &name,
+                Bytes::copy_from_slice(&self.header),
+                &self.attributes,
+            )
+            .await
+            .map_err(|e| store_error(&e))
+    }
+}
+
+/// `work`, unless the agent is told to stop first.
+async fn unless<T>(
+    cancel: &mut watch::Receiver<bool>,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        biased;
+        _ = cancel.wait_for(|stop| *stop) => Err(Error::new(
+            ErrorKind::ShuttingDown,
+            "the agent stopped before the upload was complete",
+        )),
+        done = work => done,
+    }
+}
+
+/// Unix milliseconds.
+fn now_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,229 @@
+//! Frames into parts: plaintext is read to the place where its frame is
+//! sealed, and the sealed part is handed over whole.
+//!
+//! A part ends with a frame, so parts are as large as the plan wants them,
+//! rounded up to whole frames. A part that the plan wants larger than memory
+//! allows is spooled: sealed a few frames at a time and appended, as
+//! ciphertext, to an unlinked file.
+
+use crate::api::{Error, ErrorKind};
+use crate::engine::Engine;
+use crate::fault::{message_error, spool_error, store_error};
+use crate::message::{SealedHeader, Sealer};
+use crate::store::{Buffer, PartBody, PartPlan, SpoolFile};
+
+use super::Plaintext;
+
+/// Bytes around a regular frame's plaintext.
+const FRAME_OVERHEAD: usize = Sealer::FRAME_HEAD + Sealer::TAG_LEN;
+/// Bytes around the final frame's.
+const FINAL_OVERHEAD: usize = Sealer::FINAL_HEAD + Sealer::TAG_LEN;
+/// Room kept for the header in the first part: the format's own limit on what
+/// we write is 64 KiB, ours in practice stays below 2 KiB; a longer one makes
+/// the first part's buffer grow by that much at the start.
+const HEADER_ROOM: usize = 64 << 10;
+
+/// The part being filled.
+pub(super) struct Assembly<'e> {
+    engine: &'e Engine,
+    plan: PartPlan,
+    frame_length: usize,
+    /// Sealed bytes at the front, then the frame being filled.
+    buffer: Option<Buffer>,
+    sealed: usize,
+    /// Plaintext bytes in the frame being filled.
+    filled: usize,
+    /// Set when this part does not fit memory.
+    spool: Option<SpoolFile>,
+    /// Which part this is, from 1.
+    number: u32,
+    /// The size at which this part is full.
+    target: u64,
+}
+
+impl<'e> Assembly<'e> {
+    /// Reserves the first part's memory: less, where the client declared a
+    /// length that needs less.
+    pub(super) async fn begin(engine: &'e Engine, length: Option<u64>) -> Result<Self, Error> {
+        let settings = &engine.settings;
+        let frame_length = settings.frame_length as usize;
+        let frame = (frame_length + FRAME_OVERHEAD) as u64;
+        let total = length.map(|plain| {
+            let frames = plain.div_ceil(settings.frame_length.into()).max(1);
+            plain
+                .saturating_add(frames.saturating_mul(FRAME_OVERHEAD as u64))
+                .saturating_add((FINAL_OVERHEAD - FRAME_OVERHEAD + HEADER_ROOM) as u64)
+        });
+        let plan = match total {
+            Some(total) => PartPlan::known(total, settings.part_size, frame, settings.limits)
+                .map_err(|e| store_error(&e))?,
+            None => PartPlan::unknown(settings.part_size, settings.limits),
+        };
+        let mut assembly = Self {
+            engine,
+            plan,
+            frame_length,
+            buffer: None,
+            sealed: 0,
+            filled: 0,
+            spool: None,
+            number: 0,
+            target: 0,
+        };
+        assembly.start_part(total).await?;
+        Ok(assembly)
+    }
+
+    /// Places the header at the front of the first part.
+    pub(super) fn header(&mut self, header: &SealedHeader) -> Result<(), Error> {
+        let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
+        buffer.resize(header.len());
+        buffer.as_mut_slice()[..header.len()].copy_from_slice(header);
+        self.sealed = header.len();
+        Ok(())
+    }
+
+    /// Reads plaintext until the frame is full *and* known not to be the
+    /// last, or until the end. True at the end.
+    pub(super) async fn fill_frame(&mut self, source: &mut impl Plaintext) -> Result<bool, Error> {
+        let start = self.sealed + Sealer::FRAME_HEAD;
+        let end = start + self.frame_length;
+        let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
+        while self.filled < self.frame_length {
+            // Grows with what arrives: a small object of undeclared length
+            // touches no more memory than it needs.
+            if source.ended().await? {
+                return Ok(true);
+            }
+            let from = start + self.filled;
+            // Where the length was declared, what was reserved holds all of it.
+            let room = (from + (64 << 10)).min(end).min(buffer.capacity());
+            buffer.resize(buffer.len().max(room));
+            let to = buffer.len().min(end);
+            self.filled += source.read(&mut buffer.as_mut_slice()[from..to]).await?;
+        }
+        source.ended().await
+    }
+
+    /// Seals the full frame.
+    pub(super) fn seal(&mut self, sealer: &mut Sealer) -> Result<(), Error> {
+        let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
+        let end = self.sealed + self.frame_length + FRAME_OVERHEAD;
+        if buffer.len() < end {
+            buffer.resize(end);
+        }
+        sealer
+            .seal_frame(&mut buffer.as_mut_slice()[self.sealed..end])
+            .map_err(|e| message_error(&e))?;
+        self.sealed = end;
+        self.filled = 0;
+        Ok(())
+    }
+
+    /// Seals what is there as the final frame; returns the plaintext's
+    /// length as a whole.
+    pub(super) fn seal_final(&mut self, sealer: Sealer) -> Result<u64, Error> {
+        let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
+        let end = self.sealed + self.filled + FINAL_OVERHEAD;
+        if buffer.len() < end {
+            buffer.resize(end);
+        }
+        let frame = &mut buffer.as_mut_slice()[self.sealed..end];
+        // The final frame's head is eight bytes longer; once an object.
+        let from = Sealer::FRAME_HEAD..Sealer::FRAME_HEAD + self.filled;
+        frame.copy_within(from, Sealer::FINAL_HEAD);
+        let finished = sealer.seal_final(frame).map_err(|e| message_error(&e))?;
+        self.sealed = end;
+        self.filled = 0;
+        Ok(finished.plaintext_len)
+    }
+
+    /// Whether the part has reached the size that the plan wants, or could
+    /// not take another frame within the store's limit.
+    pub(super) fn is_full(&self) -> bool {
+        let spooled = self.spool.as_ref().map_or(0, SpoolFile::len);
+        let size = spooled + self.sealed as u64;
+        let frame = (self.frame_length + FINAL_OVERHEAD) as u64;
+        size >= self.target || size + frame > self.engine.settings.limits.max_part
+    }
+
+    /// Appends sealed frames to the spool, if this part is spooled and its
+    /// buffer has no room for another frame.
+    pub(super) async fn make_room(&mut self) -> Result<(), Error> {
+        let chunk = self.engine.settings.part_size;
+        let Some(file) = self.spool.as_mut() else {
+            return Ok(());
+        };
+        if (self.sealed as u64) < chunk {
+            return Ok(());
+        }
+        let mut buffer = self.buffer.take().ok_or_else(misuse)?;
+        let capacity = buffer.capacity();
+        buffer.truncate(self.sealed);
+        buffer.mark_ciphertext();
+        file.append(buffer.freeze())
+            .await
+            .map_err(|e| spool_error(&e))?;
+        self.buffer = Some(self.engine.reserve_more(capacity).await?);
+        self.sealed = 0;
+        Ok(())
+    }
+
+    /// Hands the sealed part over. After the last part, that was all.
+    pub(super) async fn take_part(&mut self) -> Result<PartBody, Error> {
+        let mut buffer = self.buffer.take().ok_or_else(misuse)?;
+        buffer.truncate(self.sealed);
+        self.sealed = 0;
+        buffer.mark_ciphertext();
+        let Some(mut file) = self.spool.take() else {
+            return Ok(PartBody::Memory(buffer.freeze()));
+        };
+        file.append(buffer.freeze())
+            .await
+            .map_err(|e| spool_error(&e))?;
+        Ok(PartBody::Spooled(file))
+    }
+
+    /// Goes on with the next part's memory.
+    pub(super) async fn next_part(&mut self) -> Result<(), Error> {
+        self.start_part(None).await
+    }
+
+    async fn start_part(&mut self, whole: Option<u64>) -> Result<(), Error> {
+        self.number += 1;
+        self.target = self.plan.target(self.number);
+        let frame = (self.frame_length + FINAL_OVERHEAD) as u64;
+        let settings = &self.engine.settings;
+        let header = if self.number == 1 {
+            HEADER_ROOM as u64
+        } else {
+            0
+        };
+        let spooled = self.target > settings.memory_part;
+        let in_memory = if spooled {
+            settings.part_size
+        } else {
+            self.target
+        };
+        let mut capacity = in_memory + frame + header;
+        if let Some(whole) = whole {
+            capacity = capacity.min(whole);
+        }
+        if spooled {
+            self.spool = Some(self.engine.spool.create().map_err(|e| spool_error(&e))?);
+        }
+        let capacity = usize::try_from(capacity)
+            .map_err(|_| Error::new(ErrorKind::Internal, "a part beyond the address space"))?;
+        self.buffer = Some(match self.number {
+            1 => self.engine.reserve(capacity).await?,
+            _ => self.engine.reserve_more(capacity).await?,
+        });
+        self.sealed = 0;
+        self.filled = 0;
+        Ok(())
+    }
+}
+
+fn misuse() -> Error {
+    Error::new(ErrorKind::Internal, "a part was used after it was sent")
+}

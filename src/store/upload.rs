@@ -1,0 +1,422 @@
+//! Multipart upload: several parts in flight, each sent from its buffered
+//! ciphertext, and an object only once every size and checksum agrees.
+
+use std::sync::Arc;
+
+use aws_sdk_s3::config::Builder;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use tokio::task::JoinSet;
+
+use super::attributes::Attributes;
+use super::body::Body;
+use super::checksum::{Sum, Whole, combine, sdk_type};
+use super::client::attempt;
+use super::error::{NO_SUCH_UPLOAD, classify};
+use super::single::{Expected, Stored, disagreement, length, told_checksum, with_checksum};
+use super::{PartBody, Place, Store, StoreError};
+
+/// An upload in progress. [`Upload::complete`] and [`Upload::abort`] consume
+/// it; one that is dropped is aborted in the background.
+#[derive(Debug)]
+pub struct Upload {
+    job: Arc<Job>,
+    attributes: Attributes,
+    concurrency: usize,
+    sending: JoinSet<Result<Part, StoreError>>,
+    parts: Vec<Part>,
+    /// Parts begun, and the size of the last.
+    begun: u32,
+    last_len: u64,
+    first_error: Option<StoreError>,
+    /// Completed or aborted: dropping it has nothing to do.
+    over: bool,
+}
+
+#[derive(Debug)]
+struct Job {
+    store: Store,
+    place: Place,
+    id: String,
+}
+
+/// A part that the store has confirmed.
+#[derive(Debug)]
+struct Part {
+    number: i32,
+    etag: String,
+    sum: Sum,
+}
+
+impl Store {
+    /// Begins a multipart upload with at most `concurrency` parts in flight.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; nothing is left then.
+    pub async fn begin(
+        &self,
+        place: &Place,
+        attributes: &Attributes,
+        concurrency: usize,
+    ) -> Result<Upload, StoreError> {
+        place.check()?;
+        attributes.check()?;
+        let inner = &self.inner;
+        let answer = inner
+            .client
+            .create_multipart_upload()
+            .bucket(&place.bucket)
+            .key(place.sdk_key())
+            .checksum_algorithm(self.algorithm())
+            .checksum_type(sdk_type(self.kind()))
+            .set_expected_bucket_owner(inner.owner.clone())
+            .set_content_type(attributes.content_type.clone())
+            .set_storage_class(attributes.class())
+            .set_object_lock_mode(attributes.lock_mode())
+            .set_object_lock_retain_until_date(attributes.lock_until()?)
+            .set_object_lock_legal_hold_status(attributes.hold())
+            .set_tagging(attributes.tags.clone())
+            .set_metadata(attributes.metadata_map())
+            .set_server_side_encryption(self.encryption())
+            .set_ssekms_key_id(inner.sse_kms_key_id.clone())
+            .send()
+            .await
+            .map_err(|e| classify("CreateMultipartUpload", place, e))?;
+        let id = answer
+            .upload_id
+            .filter(|id| !id.is_empty())
+            .ok_or_else(|| StoreError::Failed {
+                code: "no upload id".into(),
+                message: "CreateMultipartUpload was answered without one".into(),
+                request_id: None,
+            })?;
+        Ok(Upload {
+            job: Arc::new(Job {
+                store: self.clone(),
+                place: place.clone(),
+                id,
+            }),
+            attributes: attributes.clone(),
+            concurrency: concurrency.max(1),
+            sending: JoinSet::new(),
+            parts: Vec::new(),
+            begun: 0,
+            last_len: 0,
+            first_error: None,
+            over: false,
+        })
+    }
+}
+
+impl Upload {
+    /// Sends the next part: waits until fewer than the allowed number are in
+    /// flight, then returns while this one goes out.
+    ///
+    /// # Errors
+    /// The first error of any part so far; the upload is then good only for
+    /// [`Upload::abort`].
+    pub async fn send(&mut self, body: PartBody) -> Result<(), StoreError> {
+        while let Some(done) = self.sending.try_join_next() {
+            self.note(done);
+        }
+        while self.sending.len() >= self.concurrency && self.first_error.is_none() {
+            if let Some(done) = self.sending.join_next().await {
+                self.note(done);
+            }
+        }
+        if let Some(error) = &self.first_error {
+            return Err(error.clone());
+        }
+        let body = Body::from(body);
+        let number = self.number(body.len())?;
+        let job = self.job.clone();
+        self.sending
+            .spawn(async move { job.send(number, body).await });
+        Ok(())
+    }
+
+    /// Waits for all parts, compares, and makes the object.
+    ///
+    /// # Errors
+    /// The first error of any part; else the completion's own. The upload has
+    /// been aborted then, and no object of ours is there as far as the store
+    /// can be asked.
+    pub async fn complete(mut self) -> Result<Stored, StoreError> {
+        while self.first_error.is_none() {
+            match self.sending.join_next().await {
+                Some(done) => self.note(done),
+                None => break,
+            }
+        }
+        if let Some(error) = self.first_error.take() {
+            self.abort().await;
+            return Err(error);
+        }
+        match self.finish().await {
+            Ok(stored) => {
+                self.over = true;
+                Ok(stored)
+            }
+            Err(error) => {
+                self.abort().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the upload without an object. A failure to do so is logged: the
+    /// caller has an error to report already.
+    pub async fn abort(mut self) {
+        // Parts first: one that arrives after the abort would be kept, and
+        // charged for.
+        self.sending.shutdown().await;
+        self.job.abort().await;
+        // Not before: a caller that is cancelled here leaves it to `drop`.
+        self.over = true;
+    }
+
+    fn note(&mut self, done: Result<Result<Part, StoreError>, tokio::task::JoinError>) {
+        let outcome = done.unwrap_or_else(|e| {
+            Err(StoreError::Failed {
+                code: "internal".into(),
+                message: format!("sending a part was interrupted: {e}"),
+                request_id: None,
+            })
+        });
+        match outcome {
+            Ok(part) => self.parts.push(part),
+            Err(error) if self.first_error.is_none() => self.first_error = Some(error),
+            Err(error) => tracing::debug!(%error, "another part failed too"),
+        }
+    }
+
+    /// The next part's number, if the limits allow a part of `len` after the
+    /// ones before.
+    fn number(&mut self, len: u64) -> Result<i32, StoreError> {
+        let limits = self.job.store.inner.limits;
+        let refused = if self.begun >= limits.max_parts {
+            format!("an object of more than {} parts", limits.max_parts)
+        } else if len > limits.max_part {
+            format!(
+                "a part of {len} bytes; the store allows {}",
+                limits.max_part
+            )
+        } else if self.begun > 0 && self.last_len < limits.min_part {
+            format!("a part of {} bytes before the last", self.last_len)
+        } else {
+            self.begun += 1;
+            self.last_len = len;
+            return i32::try_from(self.begun)
+                .map_err(|_| StoreError::invalid("a part number beyond any store's limit"));
+        };
+        let error = StoreError::invalid(refused);
+        self.first_error = Some(error.clone());
+        Err(error)
+    }
+
+    /// All parts are there: compare, then complete.
+    async fn finish(&mut self) -> Result<Stored, StoreError> {
+        self.parts.sort_unstable_by_key(|part| part.number);
+        let in_order = self.parts.iter().zip(1..).all(|(part, n)| part.number == n);
+        let count = u32::try_from(self.parts.len()).unwrap_or(u32::MAX);
+        if !in_order || count != self.begun || count == 0 {
+            return Err(StoreError::corrupt(format!(
+                "{count} of {} parts are confirmed",
+                self.begun
+            )));
+        }
+        let job = &self.job;
+        let kind = job.store.kind();
+        let sums: Vec<Sum> = self.parts.iter().map(|part| part.sum.clone()).collect();
+        let whole = combine(kind, &sums);
+        let expected = Expected {
+            message_id: self.attributes.message_id(),
+            base64: &whole.base64,
+            told: &whole.told,
+            size: whole.len,
+        };
+        let parts = self
+            .parts
+            .iter()
+            .map(|part| {
+                let listed = CompletedPart::builder()
+                    .part_number(part.number)
+                    .e_tag(&part.etag);
+                with_checksum!(listed, kind, part.sum.base64()).build()
+            })
+            .collect();
+        match job.complete(&self.attributes, parts, &whole).await {
+            Ok(stored) => Ok(stored),
+            Err(error) => job.store.settle(&job.place, &expected, error).await,
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut sending = std::mem::take(&mut self.sending);
+        let job = self.job.clone();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                runtime.spawn(async move {
+                    tracing::warn!(place = %job.place, "an upload was abandoned: aborting it");
+                    sending.shutdown().await;
+                    job.abort().await;
+                });
+            }
+            Err(_) => {
+                tracing::error!(place = %job.place, upload = job.id, "an upload was abandoned and cannot be aborted: no runtime");
+            }
+        }
+    }
+}
+
+impl Job {
+    async fn send(&self, number: i32, body: Body) -> Result<Part, StoreError> {
+        let inner = &self.store.inner;
+        let kind = inner.checksum;
+        let sum = body.sum(kind, inner.signed).await?;
+        let base64 = sum.base64();
+        let request = inner
+            .client
+            .upload_part()
+            .bucket(&self.place.bucket)
+            .key(self.place.sdk_key())
+            .upload_id(&self.id)
+            .part_number(number)
+            .content_length(length(&sum)?)
+            .body(ByteStream::new(body.stream()))
+            .set_expected_bucket_owner(inner.owner.clone());
+        let request = with_checksum!(request, kind, base64.clone());
+        let answer = inner
+            .with_payload(request.customize(), &sum)
+            .send()
+            .await
+            .map_err(|e| classify("UploadPart", &self.place, e))?;
+        if let Some(theirs) = told_checksum!(answer, kind)
+            && theirs != base64
+        {
+            return Err(disagreement(&format!("part {number}"), &base64, theirs));
+        }
+        let etag = answer.e_tag.ok_or_else(|| StoreError::Failed {
+            code: "no entity tag".into(),
+            message: format!("part {number} was answered without one"),
+            request_id: None,
+        })?;
+        Ok(Part { number, etag, sum })
+    }
+
+    async fn complete(
+        &self,
+        attributes: &Attributes,
+        parts: Vec<CompletedPart>,
+        whole: &Whole,
+    ) -> Result<Stored, StoreError> {
+        let inner = &self.store.inner;
+        let kind = inner.checksum;
+        let size = i64::try_from(whole.len)
+            .map_err(|_| StoreError::invalid("an object beyond any store's limit"))?;
+        let request = inner
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.place.bucket)
+            .key(self.place.sdk_key())
+            .upload_id(&self.id)
+            .multipart_upload(
+                CompletedMultipartUpload::builder()
+                    .set_parts(Some(parts))
+                    .build(),
+            )
+            .mpu_object_size(size)
+            .checksum_type(sdk_type(kind))
+            .set_if_none_match(attributes.condition())
+            .set_expected_bucket_owner(inner.owner.clone());
+        let answer = with_checksum!(request, kind, whole.base64.clone())
+            .customize()
+            .config_override(Builder::new().timeout_config(attempt(inner.timing.complete)))
+            .send()
+            .await
+            .map_err(|e| classify("CompleteMultipartUpload", &self.place, e))?;
+        let stored = Stored {
+            version_id: answer.version_id().map(str::to_owned),
+            etag: answer.e_tag().map(str::to_owned),
+            checksum: whole.told.clone(),
+            size: whole.len,
+        };
+        let theirs = match told_checksum!(answer, kind) {
+            Some(theirs) => Some(theirs.to_owned()),
+            // Nothing to compare: at least the size must be right.
+            None => self.measure(&stored).await?,
+        };
+        if let Some(theirs) = theirs
+            && theirs != whole.base64
+        {
+            self.store.undo(&self.place, &stored).await;
+            return Err(disagreement("the object", &whole.base64, &theirs));
+        }
+        Ok(stored)
+    }
+
+    /// For stores whose completion tells no checksum: HEAD tells the size and
+    /// perhaps a checksum. One that denies HEAD has verified what we sent or
+    /// nothing; either way the frames' own tags decide when it is read.
+    async fn measure(&self, stored: &Stored) -> Result<Option<String>, StoreError> {
+        let head = match self
+            .store
+            .head_raw(&self.place, stored.version_id.as_deref())
+            .await
+        {
+            Ok(head) => head,
+            Err(error) => {
+                tracing::warn!(place = %self.place, %error, "a completed object could not be measured");
+                return Ok(None);
+            }
+        };
+        // Without versions somebody may have replaced it already.
+        if head.e_tag() != stored.etag.as_deref() {
+            return Ok(None);
+        }
+        let size = head.content_length().and_then(|n| u64::try_from(n).ok());
+        if size != Some(stored.size) {
+            self.store.undo(&self.place, stored).await;
+            return Err(StoreError::corrupt(format!(
+                "the object has {size:?} bytes, {} were sent",
+                stored.size
+            )));
+        }
+        Ok(told_checksum!(head, self.store.kind()).map(str::to_owned))
+    }
+
+    async fn abort(&self) {
+        if let Err(error) = self.store.abort_upload(&self.place, &self.id).await {
+            tracing::error!(place = %self.place, upload = self.id, %error, "an upload could not be aborted");
+        }
+    }
+}
+
+impl Store {
+    /// Ends a multipart upload by its id; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn abort_upload(&self, place: &Place, upload_id: &str) -> Result<(), StoreError> {
+        let sent = self
+            .inner
+            .client
+            .abort_multipart_upload()
+            .bucket(&place.bucket)
+            .key(place.sdk_key())
+            .upload_id(upload_id)
+            .set_expected_bucket_owner(self.inner.owner.clone())
+            .send()
+            .await;
+        match sent.map_err(|e| classify("AbortMultipartUpload", place, e)) {
+            Ok(_) => Ok(()),
+            Err(StoreError::Failed { code, .. }) if code == NO_SUCH_UPLOAD => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}

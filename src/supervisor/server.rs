@@ -1,0 +1,218 @@
+//! The server process as the supervisor sees it.
+
+use std::ffi::OsString;
+use std::future::pending;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::control::{AsyncControl, SupervisorControl, ToServer, ToSupervisor};
+
+use super::SupervisorError;
+use super::backoff::Backoff;
+use super::workers::describe;
+
+/// Requests in progress are lost anyway; the first restart is for the next
+/// ones, the last for an operator who mends the host.
+const DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A server that ends this often without ever having served cannot start on
+/// this host: better a dead agent that says so than one that only looks alive.
+const MAX_STILLBORN: u32 = 5;
+/// How long a message to the server may wait. It reads them all the time; one
+/// that does not is stuck.
+const SEND: Duration = Duration::from_secs(5);
+/// Belongs to the supervisor alone: systemd's channels, and where it put the
+/// PIN.
+const OWN_ENVIRONMENT: &[&str] = &[
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "CREDENTIALS_DIRECTORY",
+];
+
+type Link = AsyncControl<ToServer, ToSupervisor>;
+
+#[derive(Debug)]
+pub(super) struct Server {
+    exe: PathBuf,
+    arguments: Vec<OsString>,
+    child: Option<Child>,
+    link: Option<Link>,
+    since: Instant,
+    /// When to start it, if it does not run.
+    next: Instant,
+    backoff: Backoff,
+    served: bool,
+    stillborn: u32,
+    killed: bool,
+    /// What it must be told, in order.
+    pub(super) outbox: Vec<ToServer>,
+}
+
+impl Server {
+    pub(super) fn new(exe: PathBuf, arguments: Vec<OsString>) -> Self {
+        let now = Instant::now();
+        Self {
+            exe,
+            arguments,
+            child: None,
+            link: None,
+            since: now,
+            next: now,
+            backoff: Backoff::new(DELAYS.0, DELAYS.1),
+            served: false,
+            stillborn: 0,
+            killed: false,
+            outbox: Vec::new(),
+        }
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Whether we killed it, and not it itself ended.
+    pub(super) fn killed(&self) -> bool {
+        self.killed
+    }
+
+    pub(super) fn serves(&mut self) {
+        self.served = true;
+    }
+
+    pub(super) fn due(&self, now: Instant) -> bool {
+        self.child.is_none() && self.next <= now
+    }
+
+    pub(super) fn next(&self, stopping: bool) -> Option<Instant> {
+        (self.child.is_none() && !stopping).then_some(self.next)
+    }
+
+    /// Starts it and tells it to; false if that failed, to be tried again.
+    pub(super) async fn start(
+        &mut self,
+        start: &ToServer,
+        listener: BorrowedFd<'_>,
+        now: Instant,
+    ) -> bool {
+        self.outbox.clear();
+        match self.spawn() {
+            Ok((child, link)) => {
+                tracing::info!(server = child.id(), "server started");
+                self.child = Some(child);
+                self.link = Some(link);
+                self.since = now;
+                self.killed = false;
+                self.send(start, Some(listener)).await;
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot start the server");
+                self.next = now + self.backoff.after(Duration::ZERO);
+                false
+            }
+        }
+    }
+
+    fn spawn(&self) -> io::Result<(Child, Link)> {
+        let (ours, theirs) = SupervisorControl::pair()?;
+        let link = ours.into_async()?;
+        let mut command = Command::new(&self.exe);
+        command
+            .arg0("strongroom")
+            .args(&self.arguments)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            // Control-C at a terminal is for us; we let requests finish.
+            .process_group(0);
+        for name in OWN_ENVIRONMENT {
+            command.env_remove(name);
+        }
+        Ok((command.spawn()?, link))
+    }
+
+    /// Sends what can be sent; a server that does not listen is killed.
+    pub(super) async fn send(&mut self, message: &ToServer, fd: Option<BorrowedFd<'_>>) {
+        let Some(link) = &self.link else { return };
+        let why = match tokio::time::timeout(SEND, link.send(message, fd)).await {
+            Ok(Ok(())) => return,
+            // It has ended, or is about to.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.link = None;
+                return;
+            }
+            Ok(Err(error)) => format!("the control channel broke: {error}"),
+            Err(_) => "it does not read the control channel".to_owned(),
+        };
+        self.kill(&why);
+    }
+
+    /// The next message; waits for ever while there is no server.
+    pub(super) async fn recv(&mut self) -> ToSupervisor {
+        loop {
+            let Some(link) = &mut self.link else {
+                return pending().await;
+            };
+            match link.recv().await {
+                Ok(Some((message, _))) => return message,
+                // It has ended, or is about to.
+                Ok(None) => self.link = None,
+                Err(error) => self.kill(&format!("it sent nonsense: {error}")),
+            }
+        }
+    }
+
+    pub(super) fn kill(&mut self, why: &str) {
+        self.link = None;
+        if let Some(child) = &mut self.child
+            && !self.killed
+        {
+            tracing::error!(server = child.id(), "killing the server: {why}");
+            self.killed = true;
+            // It fails only for a process that has already ended.
+            let _ = child.kill();
+        }
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn reap(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().ok()??;
+        self.child = None;
+        self.link = None;
+        Some(status)
+    }
+
+    /// Decides what follows from an end that nobody asked for.
+    pub(super) fn ended(
+        &mut self,
+        status: ExitStatus,
+        now: Instant,
+    ) -> Result<(), SupervisorError> {
+        let how = describe(status);
+        self.killed = false;
+        if !self.served {
+            self.stillborn += 1;
+            if self.stillborn >= MAX_STILLBORN {
+                return Err(SupervisorError::failed(
+                    format!("the server cannot start ({how})"),
+                    "its last log lines say why",
+                ));
+            }
+        }
+        let delay = self
+            .backoff
+            .after(now.saturating_duration_since(self.since));
+        tracing::error!(
+            delay_ms = delay.as_millis(),
+            "the server ended ({how}); it is started again"
+        );
+        self.next = now + delay;
+        Ok(())
+    }
+}

@@ -1,0 +1,36 @@
+//! PKCS#11 tokens: wrapping data keys where the wrapping key never leaves.
+//!
+//! Two sides of one socket. [`Token`] lives in the server: asynchronous, no
+//! PIN, no PKCS#11 module, no `unsafe`. [`worker`] is a process of its own
+//! that loads the vendor's module, logs in and makes the calls; whatever a
+//! vendor library does to its process, it does to the worker alone, and the
+//! cure of every fault is a fresh one. `protocol` is what they say to each
+//! other, `spawn` starts a worker, `offline` drives one for a command.
+//!
+//! This is the only module that names cryptoki.
+
+mod canary;
+mod error;
+mod handle;
+mod latch;
+mod link;
+mod manager;
+mod offline;
+mod pool;
+mod protocol;
+mod spawn;
+pub mod worker;
+
+pub use canary::{Canary, CanaryStore};
+pub use error::TokenError;
+pub use handle::{Stuck, Token, Wrapped};
+pub use latch::{Attempt, Latches, latched, pin_path};
+pub use manager::{Health, KeyState};
+pub use offline::{InitTarget, Offline};
+pub use protocol::{Attributes, KeySpec, OpenedKey, TokenEntry, TokenInfo};
+pub use spawn::spawn;
+
+/// Bytes of the IV of a wrap: 96 bits, as ESDK's raw AES keyring fixes it.
+pub const IV_LEN: usize = 12;
+/// Bytes of a wrapped 32-byte data key: ciphertext and 128-bit tag.
+pub const WRAPPED_LEN: usize = 48;

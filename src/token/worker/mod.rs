@@ -1,0 +1,188 @@
+//! The worker process, `strongroom token-worker`: the one that has the PIN,
+//! the module and the sessions, and no client data but what it wraps.
+//!
+//! Plain threads, no runtime. Its standard input is the link; it ends when
+//! the link does, which also covers the death of whoever started it.
+
+mod exit;
+mod failure;
+mod gate;
+mod mechanism;
+mod module;
+mod raw;
+mod serve;
+mod setup;
+
+pub use exit::{LINK_CLOSED, LOCKED, LOST, MISCONFIGURED};
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use cryptoki::context::Pkcs11;
+
+use crate::{confine, log};
+
+use super::protocol::{Failure, FailureKind, Frame, HELLO, Mode, Reply, Request, Setup};
+
+/// How long the parent may take for the first frame, which it writes right
+/// after starting us; then this is no worker of anybody's.
+const SETUP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs the worker; never returns while the link is open.
+#[must_use]
+pub fn main() -> ExitCode {
+    close_inherited();
+    log::init("token-worker");
+    confine::harden_process();
+    // A panic in one thread would leave its request unanswered; the text is
+    // ours and holds no payload.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("bug: {panic}");
+        exit::now(exit::LOST);
+    }));
+    match take_link() {
+        Ok((setup, link)) => run(&setup, link),
+        Err(error) => {
+            tracing::error!("token-worker is started by the agent alone: {error}");
+            ExitCode::from(exit::MISCONFIGURED)
+        }
+    }
+}
+
+/// What a worker does with the frames it receives.
+enum Role {
+    Serving(mpsc::Sender<Frame>),
+    Admin(Pkcs11),
+}
+
+fn run(setup: &Setup, mut link: UnixStream) -> ! {
+    let served = match start(setup, &link) {
+        Ok(role) => receive(&mut link, &role),
+        Err(failure) => {
+            let code = match failure.kind {
+                FailureKind::Locked => exit::LOCKED,
+                FailureKind::Away => exit::LOST,
+                _ => exit::MISCONFIGURED,
+            };
+            tracing::error!(hint = failure.hint.as_deref(), "{}", failure.detail);
+            // The server may be gone; the exit code still says it.
+            let _ = send(&mut link, HELLO, &Reply::Failed(failure));
+            exit::now(code);
+        }
+    };
+    if let Err(error) = served {
+        tracing::error!("the link broke: {error}");
+    }
+    exit::now(exit::LINK_CLOSED);
+}
+
+fn start(setup: &Setup, link: &UnixStream) -> Result<Role, Failure> {
+    if !setup.network {
+        confine::deny_network().map_err(|error| {
+            Failure::misconfigured(
+                format!("network = false cannot be enforced: {error}"),
+                "it needs landlock for TCP (Linux 6.7); remove it, or use a newer kernel",
+            )
+        })?;
+    }
+    match &setup.mode {
+        Mode::Serve(token) => serve::start(&setup.module, token, link).map(Role::Serving),
+        Mode::Admin => {
+            let pkcs11 = module::load(&setup.module)?;
+            let away = |error: io::Error| Failure::new(FailureKind::Away, error.to_string());
+            send(&mut &*link, HELLO, &Reply::Done).map_err(away)?;
+            Ok(Role::Admin(pkcs11))
+        }
+    }
+}
+
+/// Reads frames until the link ends. Nothing here calls the module while
+/// serving, so the end is seen however stuck the session threads are.
+fn receive(link: &mut UnixStream, role: &Role) -> io::Result<()> {
+    while let Some(frame) = Frame::read(link)? {
+        match role {
+            Role::Serving(queue) => queue
+                .send(frame)
+                .map_err(|_| io::Error::other("no session thread is left"))?,
+            Role::Admin(pkcs11) => {
+                let reply = administer(pkcs11, &frame).unwrap_or_else(Reply::Failed);
+                send(link, frame.id(), &reply)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn administer(pkcs11: &Pkcs11, frame: &Frame) -> Result<Reply<'static>, Failure> {
+    let request = frame
+        .decode()
+        .map_err(|error| Failure::new(FailureKind::Rejected, error.to_string()))?;
+    match request {
+        Request::ListTokens => module::list(pkcs11).map(Reply::Tokens),
+        Request::InitToken {
+            slot,
+            serial,
+            label,
+            so_pin,
+            user_pin,
+        } => {
+            let init = setup::Init {
+                slot,
+                serial,
+                label,
+                so_pin,
+                user_pin,
+            };
+            setup::init(pkcs11, &init).map(|entry| Reply::Tokens(vec![entry]))
+        }
+        _ => Err(Failure::new(FailureKind::Rejected, "not in this mode")),
+    }
+}
+
+fn send(link: &mut impl io::Write, id: u64, reply: &Reply<'_>) -> io::Result<()> {
+    Frame::encode(id, reply)?.write(link)
+}
+
+/// Takes the link off standard input, so that no library reads from it, and
+/// reads the first frame.
+fn take_link() -> io::Result<(Setup, UnixStream)> {
+    let mut link = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    link.set_read_timeout(Some(SETUP_PATIENCE))?;
+    let frame = Frame::read(&mut link)?
+        .ok_or_else(|| io::Error::other("the link ended before the first frame"))?;
+    link.set_read_timeout(None)?;
+    Ok((frame.decode()?, link))
+}
+
+/// Closes every descriptor but the standard three: whatever the agent's own
+/// parent left open is not for a vendor's library to find.
+fn close_inherited() {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let open: Vec<i32> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in open {
+        // The directory's own descriptor was closed with the iterator.
+        if Path::new(&format!("/proc/self/fd/{fd}"))
+            .symlink_metadata()
+            .is_ok()
+        {
+            #[allow(unsafe_code, reason = "descriptors that no object here owns")]
+            // SAFETY: this runs first thing in a process with one thread; no
+            // descriptor beyond the standard three has an owner yet.
+            unsafe {
+                rustix::io::close(fd);
+            }
+        }
+    }
+}

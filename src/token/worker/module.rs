@@ -1,0 +1,215 @@
+//! The vendor's module: loading it, finding the one token, logging in.
+
+use std::path::Path;
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::mechanism::MechanismType;
+use cryptoki::session::{Session, UserType};
+use cryptoki::slot::{Slot, TokenInfo as Raw};
+use cryptoki::types::AuthPin;
+
+use crate::secret::{Pin, PinError};
+use crate::token::protocol::{Failure, FailureKind, PinSource, Serve, TokenEntry, TokenInfo};
+
+use super::failure::Fault;
+
+/// Manufacturers and models of software tokens, in lower case: their keys
+/// are files, which root and every backup can read (SECURITY.md 27).
+const SOFT: [&str; 5] = ["softhsm", "kryoptic", "nss", "mozilla", "opencryptoki soft"];
+
+/// Mechanisms that status and `token list` name.
+const NAMED: [(MechanismType, &str); 5] = [
+    (MechanismType::AES_GCM, "CKM_AES_GCM"),
+    (MechanismType::AES_KEY_GEN, "CKM_AES_KEY_GEN"),
+    (MechanismType::AES_KEY_WRAP, "CKM_AES_KEY_WRAP"),
+    (MechanismType::RSA_PKCS_OAEP, "CKM_RSA_PKCS_OAEP"),
+    (MechanismType::SHA256_HMAC, "CKM_SHA256_HMAC"),
+];
+
+/// Loads and initialises a module.
+pub(super) fn load(path: &Path) -> Result<Pkcs11, Failure> {
+    // Named apart from "does not load": the commonest mistake by far.
+    if !path.exists() {
+        return Err(Failure::misconfigured(
+            format!("no PKCS#11 module at {}", path.display()),
+            "correct [[token]] module: the path of the vendor's PKCS#11 library",
+        ));
+    }
+    let pkcs11 = Pkcs11::new(path).map_err(|error| {
+        Failure::misconfigured(
+            format!("{} does not load: {error}", path.display()),
+            "is it a PKCS#11 library for this machine's architecture, and readable?",
+        )
+    })?;
+    pkcs11
+        .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
+        .map_err(|error| {
+            let failure = Fault::from(error).failed("the module does not initialise");
+            match failure.hint {
+                None => failure
+                    .hint("the module's own configuration may be missing: see docs/tokens.md"),
+                Some(_) => failure,
+            }
+        })?;
+    Ok(pkcs11)
+}
+
+/// Every token of the module, initialised or not.
+pub(super) fn list(pkcs11: &Pkcs11) -> Result<Vec<TokenEntry>, Failure> {
+    Ok(tokens(pkcs11)?
+        .into_iter()
+        .map(|(slot, info)| TokenEntry {
+            slot: slot.id(),
+            label: info.label().to_owned(),
+            serial: info.serial_number().to_owned(),
+            manufacturer: info.manufacturer_id().to_owned(),
+            model: info.model().to_owned(),
+            initialized: info.token_initialized(),
+            user_pin_set: info.user_pin_initialized(),
+            aes_gcm: offers(pkcs11, slot, MechanismType::AES_GCM),
+            soft: soft(&info),
+        })
+        .collect())
+}
+
+/// Every slot that has a token that answers.
+pub(super) fn tokens(pkcs11: &Pkcs11) -> Result<Vec<(Slot, Raw)>, Failure> {
+    let slots = pkcs11
+        .get_slots_with_token()
+        .map_err(|error| Fault::from(error).failed("cannot list the module's slots"))?;
+    let mut found = Vec::with_capacity(slots.len());
+    for slot in slots {
+        // An unreadable token in some other slot is none of our business;
+        // if it is ours, it is missed below.
+        match pkcs11.get_token_info(slot) {
+            Ok(info) => found.push((slot, info)),
+            Err(error) => tracing::warn!(slot = slot.id(), "{}", Fault::from(error)),
+        }
+    }
+    Ok(found)
+}
+
+/// The one token that matches label and serial.
+pub(super) fn find(pkcs11: &Pkcs11, wanted: &Serve) -> Result<(Slot, Raw), Failure> {
+    let all: Vec<_> = tokens(pkcs11)?
+        .into_iter()
+        .filter(|(_, info)| info.token_initialized())
+        .collect();
+    let offered = all
+        .iter()
+        .map(|(_, info)| format!("{:?} (serial {})", info.label(), info.serial_number()))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let mut matching = all.into_iter().filter(|(_, info)| {
+        let is =
+            |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|w| w == value);
+        is(&wanted.label, info.label()) && is(&wanted.serial, info.serial_number())
+    });
+    let what = match (&wanted.label, &wanted.serial) {
+        (Some(label), None) => format!("label {label:?}"),
+        (None, Some(serial)) => format!("serial {serial}"),
+        (Some(label), Some(serial)) => format!("label {label:?} and serial {serial}"),
+        (None, None) => "any label".to_owned(),
+    };
+    match (matching.next(), matching.count()) {
+        (Some(found), 0) => Ok(found),
+        (Some(_), others) => Err(Failure::misconfigured(
+            format!("{} tokens match {what}: set serial", others + 1),
+            format!("the module offers {offered}"),
+        )),
+        (None, _) if offered.is_empty() => Err(Failure::misconfigured(
+            format!("no token matches {what}: the module offers no initialised token"),
+            "set one up with `strongroom token init`, and check the module's own configuration",
+        )),
+        (None, _) => Err(Failure::misconfigured(
+            format!("no token matches {what}"),
+            format!("the module offers {offered}"),
+        )),
+    }
+}
+
+/// What status tells of a token.
+pub(super) fn describe(pkcs11: &Pkcs11, slot: Slot, info: &Raw, gcm_iv: &str) -> TokenInfo {
+    TokenInfo {
+        label: info.label().to_owned(),
+        serial: info.serial_number().to_owned(),
+        manufacturer: info.manufacturer_id().to_owned(),
+        model: info.model().to_owned(),
+        soft: soft(info),
+        mechanisms: NAMED
+            .iter()
+            .filter(|(mechanism, _)| offers(pkcs11, slot, *mechanism))
+            .map(|(_, name)| (*name).to_owned())
+            .collect(),
+        gcm_iv: gcm_iv.to_owned(),
+    }
+}
+
+/// Whether the token offers a mechanism; cryptoki's list hides those it does
+/// not know, so each is asked for.
+pub(super) fn offers(pkcs11: &Pkcs11, slot: Slot, mechanism: MechanismType) -> bool {
+    pkcs11.get_mechanism_info(slot, mechanism).is_ok()
+}
+
+/// Opens a read-write session: CloudHSM has no others.
+pub(super) fn open_session(pkcs11: &Pkcs11, slot: Slot) -> Result<Session, Fault> {
+    Ok(pkcs11.open_rw_session(slot)?)
+}
+
+/// Reads the PIN and logs in: exactly one C_Login, whatever it answers.
+pub(super) fn log_in(session: &Session, source: &PinSource) -> Result<(), Failure> {
+    let pin = read_pin(source)?;
+    let auth = AuthPin::from(pin.expose());
+    drop(pin);
+    let answer = session
+        .login(UserType::User, Some(&auth))
+        .map_err(Fault::from);
+    drop(auth);
+    answer.map_err(|fault| {
+        let failure = fault.failed("the token refused to log in");
+        match failure.kind {
+            FailureKind::Locked => failure.hint(
+                "correct the PIN file, then reload the agent (SIGHUP); it was tried once and is not tried again before",
+            ),
+            FailureKind::Misconfigured => failure.hint("is the user's PIN set? `strongroom token list` shows it"),
+            _ => failure,
+        }
+    })
+}
+
+fn read_pin(source: &PinSource) -> Result<Pin, Failure> {
+    let path = match source {
+        PinSource::File(path) => path.clone(),
+        PinSource::Credential(name) => {
+            let Some(dir) = std::env::var_os("CREDENTIALS_DIRECTORY") else {
+                return Err(Failure::misconfigured(
+                    format!(
+                        "pin_credential = {name:?}, but systemd gave no credentials (CREDENTIALS_DIRECTORY is unset)"
+                    ),
+                    "add LoadCredential= or LoadCredentialEncrypted= to the unit",
+                ));
+            };
+            Path::new(&dir).join(name)
+        }
+    };
+    Pin::from_file(&path).map_err(|error| {
+        let hint = match &error {
+            PinError::Exposed { path, .. } => format!("chmod 0400 {}", path.display()),
+            PinError::Owner { path, .. } => {
+                format!("chown {} to root or the agent's user", path.display())
+            }
+            PinError::Io { .. } => {
+                "check pin_file, and that the agent's user may read it".to_owned()
+            }
+            PinError::Content { .. } => "put the PIN on the file's only line".to_owned(),
+        };
+        Failure::misconfigured(error.to_string(), hint)
+    })
+}
+
+fn soft(info: &Raw) -> bool {
+    let maker = info.manufacturer_id().to_lowercase();
+    let model = info.model().to_lowercase();
+    SOFT.iter()
+        .any(|name| maker.contains(name) || model.contains(name))
+}
