@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::api::{Error, ErrorKind, KeyInfo};
-use crate::config;
+use crate::config::{self, Config};
 use crate::secret::Pin;
 use crate::token::{KeySpec, Offline, OpenedKey, TokenError};
 
@@ -71,6 +71,19 @@ pub fn check_token(token: &config::Token, keys: &[KeySpec]) -> Vec<Check> {
             result: Err(error),
         }],
     }
+}
+
+/// The directory with `file` in it that the server can write to, if there is
+/// one: no place for a PIN, which the server could read, or exchange.
+#[must_use]
+pub fn servers_directory_of(config: &Config, file: &Path) -> Option<PathBuf> {
+    let real = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let state = &config.agent.state_dir;
+    let spool = config.spool.dir.clone();
+    [state.clone(), spool.unwrap_or_else(|| state.join("spool"))]
+        .into_iter()
+        .map(|dir| dir.canonicalize().unwrap_or(dir))
+        .find(|dir| real.starts_with(dir) || file.starts_with(dir))
 }
 
 impl Admin {

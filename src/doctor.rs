@@ -4,15 +4,17 @@
 //! a fault wherever it can: an operator mends three things at once rather
 //! than one after the other.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::admin;
+use crate::api::ErrorKind;
 use crate::config::{Config, ConfigError};
 use crate::secret::Pin;
 use crate::store::{Limits, Store, StoreError};
-use crate::token::KeySpec;
+use crate::token::{Attempt, KeySpec, Latches};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -130,6 +132,19 @@ fn token_findings(config: &Config, token: &crate::config::Token) -> Vec<Finding>
             ),
         )];
     }
+    if let Some(pin_file) = &token.pin_file
+        && let Some(dir) = admin::servers_directory_of(config, pin_file)
+    {
+        return vec![Finding::fault(
+            area,
+            format!(
+                "the PIN file {} is inside {}, which the server can read and write",
+                pin_file.display(),
+                dir.display()
+            ),
+            "move it elsewhere, such as /etc/strongroom/pin",
+        )];
+    }
     if let Some(detail) = crate::token::latched(&config.agent.state_dir, token) {
         return vec![Finding::fault(
             area,
@@ -147,13 +162,34 @@ fn token_findings(config: &Config, token: &crate::config::Token) -> Vec<Finding>
             imported: key.imported,
         })
         .collect();
-    admin::check_token(token, &keys)
+    let attempt = Attempt::now(token);
+    let checks = admin::check_token(token, &keys);
+    let locked = checks
+        .iter()
+        .any(|check| matches!(&check.result, Err(error) if error.kind == ErrorKind::TokenLocked));
+    if let Ok(attempt) = attempt
+        && locked
+    {
+        remember(&config.agent.state_dir, token, &attempt);
+    }
+    checks
         .into_iter()
         .map(|check| match check.result {
             Ok(found) => Finding::fine(check.what, found),
             Err(error) => Finding::fault(check.what, &error.detail, error.hint_text()),
         })
         .collect()
+}
+
+/// Notes a refused PIN for the agent and the next `doctor` (SECURITY rule 22),
+/// where the agent will be able to read the note: one that it cannot read
+/// would hold for good.
+fn remember(state_dir: &Path, token: &crate::config::Token, attempt: &Attempt) {
+    let me = rustix::process::geteuid().as_raw();
+    let is_ours = std::fs::metadata(state_dir).is_ok_and(|meta| meta.uid() == me);
+    if is_ours && let Err(error) = Latches::new(state_dir).set(&token.name, attempt) {
+        tracing::warn!(token = token.name, %error, "cannot store the PIN latch");
+    }
 }
 
 fn store_findings(config: &Config, buckets: &[String]) -> Vec<Finding> {
@@ -173,7 +209,14 @@ fn store_findings(config: &Config, buckets: &[String]) -> Vec<Finding> {
     runtime.block_on(async {
         let store = match Store::connect(&config.s3, Limits::default()).await {
             Ok(store) => store,
-            Err(error) => return vec![store_fault("store".to_owned(), &error)],
+            // Nothing was sent yet.
+            Err(error) => {
+                return vec![Finding::fault(
+                    "store",
+                    error.to_string(),
+                    "correct [s3] in the configuration; docs/configuration.md lists its settings",
+                )];
+            }
         };
         if buckets.is_empty() {
             return vec![reach(&store).await];

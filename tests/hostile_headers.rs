@@ -1,6 +1,7 @@
 //! Headers that no writer of ours would write, by a writer who has the
 //! wrapping key or none: each is either read for what it is or refused, and
 //! none costs the agent more than its limits allow.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -360,7 +361,7 @@ fn rule_04_at_most_eight_unwraps_and_the_next_after_a_wrong_key() {
 }
 
 #[test]
-fn contexts_that_lie_are_refused() {
+fn rule_05_contexts_that_lie_are_refused() {
     let bench = Bench::new();
     let sound = bench.sound().context;
     let place = [

@@ -1,5 +1,6 @@
 //! Clients that die and agents that stop in the middle of a put: nothing
 //! half-stored, nothing left behind, nobody else disturbed.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -22,6 +22,8 @@ struct Rig {
     weed: &'static Weed,
     bucket: String,
     agent: Agent,
+    /// The token's files; they must outlive the agent.
+    _hsm: Hsm,
     dir: tempfile::TempDir,
 }
 
@@ -34,13 +36,15 @@ impl Rig {
     #[track_caller]
     fn with(name: &str, change: impl FnOnce(&mut DocumentMut)) -> Self {
         let weed = Weed::shared();
+        let hsm = Hsm::new();
         Self {
             weed,
             bucket: weed.bucket(name),
-            agent: Agent::start(&Hsm::new(), weed, |config| {
+            agent: Agent::start(&hsm, weed, |config| {
                 config["message"]["frame_length"] = value(i64::try_from(F).unwrap());
                 change(config);
             }),
+            _hsm: hsm,
             dir: tempfile::tempdir().unwrap(),
         }
     }

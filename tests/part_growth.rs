@@ -4,6 +4,7 @@
 //!
 //! The pipeline runs in a child, this test binary again, since SoftHSM finds
 //! its token by the process's environment.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -117,18 +118,18 @@ fn parts_grow_and_spool_within_tiny_limits() {
     let (last, full) = grown.split_last().unwrap();
     for (n, len) in full.iter().enumerate() {
         let target = (PART << (n / 2)).min(LIMITS.max_part);
-        let frame = u64::from(FRAME) + 32;
-        assert!(
-            (target..target + frame).contains(len),
-            "part {}: {len}",
-            n + 1
-        );
+        let frame = u64::from(FRAME) + 40;
+        // Up to a frame more than the plan wants, never more than the store takes.
+        let least = target.min(LIMITS.max_part - frame);
+        let most = (target + frame).min(LIMITS.max_part);
+        assert!((least..=most).contains(len), "part {}: {len}", n + 1);
     }
     assert!(*last > 0 && full.iter().filter(|len| **len > MEMORY_PART).count() >= 4);
     assert!(
         full.iter().any(|len| *len > BUDGET),
         "no part was larger than all memory"
     );
+    assert!(full.len() > 12, "the largest size was not reached");
 
     let announced = parts("announced");
     println!("an announced 5 MiB: parts of {announced:?} bytes");
@@ -143,7 +144,7 @@ fn parts_grow_and_spool_within_tiny_limits() {
     assert_eq!(store.open_uploads(), 0);
     assert_eq!(
         store.count(Op::Abort),
-        3,
+        2,
         "one for each that failed in its middle"
     );
 }
@@ -259,17 +260,15 @@ async fn pipeline(dir: &Path) {
     }
     // More than 40 parts of 1 MiB hold: refused at once where it is known,
     // else when the last part is full.
-    let refused = store(&roomy, "too-long", 41 << 20, true).await.unwrap_err();
-    println!("announced beyond the limits: {:?}: {refused}", refused.kind);
-    let refused = store(&roomy, "too-long", 41 << 20, false)
-        .await
-        .unwrap_err();
-    println!(
-        "unannounced beyond the limits: {:?}: {refused}",
-        refused.kind
-    );
-    // A spool that is full fails the put, and only that.
-    let tight = rig(dir, 300 * KIB).await;
+    for announced in [true, false] {
+        let stored = store(&roomy, "too-long", 41 << 20, announced).await;
+        let refused = stored.unwrap_err();
+        println!("beyond the limits: {:?}: {refused}", refused.kind);
+        let kinds = [ErrorKind::TooLarge, ErrorKind::Malformed];
+        assert!(kinds.contains(&refused.kind), "{refused}");
+    }
+    // A spool that cannot hold one part fails the put, and only that.
+    let tight = rig(dir, 100 * KIB).await;
     for announced in [true, false] {
         let error = store(&tight, "spool", len, announced).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::SpoolFull, "{error}");

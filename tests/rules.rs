@@ -31,7 +31,7 @@ fn rule_06_an_older_message_than_the_receipts_is_rolled_back() {
     let target = agent.dir().join("out");
     agent
         .cli(["get", &url, target.to_str().unwrap()])
-        .fails(65, &["rolled", "hint: "]);
+        .fails(65, &["replaced or deleted", "hint: "]);
     assert!(!target.exists());
 
     // Another writer's newer message is served, and said to be another's.

@@ -1,9 +1,10 @@
 //! Objects of every size, from files and from pipes whose length nobody
 //! knows, within a memory budget that does not depend on any of them.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -187,7 +188,7 @@ fn forty_clients_at_once_all_succeed_in_a_small_budget() {
     let bucket = weed.bucket("forty");
     // Half of them longer than a part, of each half one half announced.
     let size = |n: u64| {
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             12 * MIB + n
         } else {
             300 * KIB + n
@@ -286,4 +287,35 @@ fn clients_that_stall_hold_one_part_each_and_no_more() {
         verify(&agent, &bucket, &format!("stalled-{n}"), n, 20 * MIB);
     }
     within_budget(&agent, "stalled clients");
+}
+
+#[test]
+fn clients_that_do_not_read_are_cut_off_when_others_wait() {
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let agent = agent(&hsm, weed, "48 MiB");
+    let bucket = weed.bucket("unread");
+    put_pattern(&agent, &bucket, "k", 1, 40 * MIB, true);
+    let head = format!("GET {} HTTP/1.1\r\nHost: s\r\n\r\n", target(&bucket, "k"));
+    let idle: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = agent.connect();
+            client.write_all(head.as_bytes()).unwrap();
+            client
+        })
+        .collect();
+    let full = eventually(Duration::from_secs(20), || {
+        (status(&agent).memory_in_use > 36 * MIB).then_some(())
+    });
+    assert!(full.is_some(), "{:?}", status(&agent));
+    let began = Instant::now();
+    put_pattern(&agent, &bucket, "other", 2, 20 * MIB, false);
+    let waited = began.elapsed();
+    verify(&agent, &bucket, "other", 2, 20 * MIB);
+    drop(idle);
+    println!("8 clients that did not read: a put went through in {waited:?}");
+    let given_back = eventually(Duration::from_secs(10), || {
+        (status(&agent).memory_in_use == 0).then_some(())
+    });
+    assert!(given_back.is_some(), "{:?}", status(&agent));
+    within_budget(&agent, "clients that do not read");
 }

@@ -1,5 +1,6 @@
 //! Objects of several parts: an alteration far behind the beginning, and an
 //! object that is replaced while somebody reads it.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -20,7 +21,7 @@ fn agent_with_small_parts(hsm: &Hsm, weed: &Weed, concurrency: i64) -> Agent {
 }
 
 #[test]
-fn alterations_in_later_parts_end_the_body_before_them() {
+fn rule_03_alterations_in_later_parts_end_the_body_before_them() {
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let agent = agent_with_small_parts(&hsm, weed, 4);
     let bucket = weed.bucket("large");

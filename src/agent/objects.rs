@@ -103,7 +103,11 @@ pub(super) async fn get(
         allow_uncommitted: request::flag(headers, header::ALLOW_UNCOMMITTED)?,
         bound_to: request::bound_to(headers)?,
     };
-    let (facts, body) = get::get(&granted.app.engine, request).await?;
+    let (facts, mut body) = get::get(&granted.app.engine, request).await?;
+    if !head {
+        // An alteration in the first part is then a 422, not a broken body.
+        body.prime().await?;
+    }
     let partial = matches!(wanted, Wanted::Span(..) | Wanted::Suffix(..));
     let mut response = Response::new(if head {
         reply::full(Bytes::new())

@@ -47,8 +47,11 @@ pub(super) async fn answer(
                     gid = peer.gid,
                     "request failed"
                 );
-                let problem = error.problem(&request_id);
-                app.failures.record(problem);
+                // A HEAD's answer has no body: its client asks for the reason.
+                // Others' refusals would only push out what somebody waits for.
+                if peer.authorise("be told").is_ok() {
+                    app.failures.record(error.problem(&request_id));
+                }
                 reply::problem(&error, &request_id)
             }
         }

@@ -1,20 +1,17 @@
 //! Accept, serve, shut down.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 
+use super::connection::Connection;
 use super::peer::Peer;
 use super::routes;
 use super::state::App;
@@ -32,53 +29,6 @@ const IDLE_CONNECTIONS: usize = 1024;
 /// `shutdown_grace` ran out. The supervisor kills the server 5 s after it.
 const ABORT_GRACE: Duration = Duration::from_secs(4);
 
-/// A client's connection. A type of our own, because a descriptor may later
-/// arrive beside a request (SCM_RIGHTS), and only the code that reads the
-/// socket can receive it.
-struct Connection {
-    stream: UnixStream,
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 /// Serves until `stop` becomes true and everything that ran has ended, or
 /// `grace` has; then `cancel` is set, so that uploads abort.
 pub(super) async fn serve(
@@ -92,13 +42,15 @@ pub(super) async fn serve(
     let graceful = GracefulShutdown::new();
     loop {
         // A full house leaves newcomers in the kernel's backlog.
-        let Ok(slot) = connections.clone().acquire_owned().await else {
-            break;
+        let accept = async {
+            // The semaphore is never closed.
+            let slot = connections.clone().acquire_owned().await.ok();
+            (slot, listener.accept().await)
         };
-        let accepted = tokio::select! {
+        let (slot, accepted) = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -116,6 +68,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
+        let connection = Connection::new(stream, app.engine.pool.clone());
         let app = app.clone();
         let service = service_fn(move |request| {
             let app = app.clone();
@@ -125,7 +78,7 @@ pub(super) async fn serve(
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_LIMIT)
-            .serve_connection(TokioIo::new(Connection { stream }), service);
+            .serve_connection(TokioIo::new(connection), service);
         let watched = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = watched.await {

@@ -13,9 +13,9 @@ use crate::store::Pool;
 
 /// How long a client may pause while nobody waits for the memory it holds:
 /// a database dump may think for minutes before its first byte.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// How long it may pause, or stay below [`STARVING_RATE`], while others wait.
-const STARVING_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const STARVING_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes a second below which a client that others wait for is too slow.
 const STARVING_RATE: u64 = 64 << 10;
 
@@ -26,7 +26,9 @@ pub(super) struct HttpSource {
     chunk: Bytes,
     ended: bool,
     pool: Pool,
-    began: Instant,
+    /// How long we have waited for the client, all in all: not how long it
+    /// has waited for us, for memory or for the store.
+    waited: Duration,
     received: u64,
 }
 
@@ -37,7 +39,7 @@ impl HttpSource {
             chunk: Bytes::new(),
             ended: false,
             pool,
-            began: Instant::now(),
+            waited: Duration::ZERO,
             received: 0,
         }
     }
@@ -70,13 +72,13 @@ impl HttpSource {
                 }
             }
         }
+        self.waited += paused.elapsed();
         self.check_pace()
     }
 
     fn check_pace(&self) -> Result<(), Error> {
-        let elapsed = self.began.elapsed();
-        let least = elapsed.as_secs().saturating_mul(STARVING_RATE);
-        if elapsed > STARVING_PATIENCE
+        let least = self.waited.as_secs().saturating_mul(STARVING_RATE);
+        if self.waited > STARVING_PATIENCE
             && self.received < least
             && !self.ended
             && self.pool.waiting() > 0

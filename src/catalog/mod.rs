@@ -1,7 +1,7 @@
 //! The catalogue: what this host stored, remembered in SQLite.
 //!
 //! Only local memory can tell that the store serves an old version, or
-//! another's, as the current one (docs/threat-model.md). One thread writes,
+//! another's, as the current one (docs/security.md). One thread writes,
 //! a few connections read; the handle is cheap to clone and its calls are
 //! async, but for the two that run before there is anything to wait for.
 

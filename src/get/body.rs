@@ -91,6 +91,24 @@ impl PlaintextBody {
         }
     }
 
+    /// Gets the first verified bytes ready, so that a reader who waits for
+    /// them here still learns of an error before he has told anybody that
+    /// all is well.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn prime(&mut self) -> Result<(), Error> {
+        if self.ready.is_empty()
+            && let Some(stream) = &mut self.stream
+        {
+            match stream.next_chunk().await? {
+                Some(chunk) => self.ready = chunk.into(),
+                None => self.stream = None,
+            }
+        }
+        Ok(())
+    }
+
     /// The next verified bytes, or `None` at the end.
     ///
     /// # Errors
@@ -115,21 +133,22 @@ impl PlaintextBody {
 
 impl Stream {
     async fn next_chunk(&mut self) -> Result<Option<Vec<Bytes>>, Error> {
-        self.read_ahead().await?;
+        self.read_ahead(true).await?;
         let Some(mut fetching) = self.in_flight.pop_front() else {
             return Ok(None);
         };
         let chunk = (&mut fetching.0)
             .await
             .map_err(|e| Error::new(ErrorKind::Internal, "a fetch ended abnormally").log(e))??;
-        // Whoever sends this chunk now need not wait for the next one later.
-        self.read_ahead().await?;
+        // Whoever sends this chunk now need not wait for the next one later;
+        // but while it is held, no memory is waited for.
+        self.read_ahead(false).await?;
         Ok(Some(chunk))
     }
 
-    /// Starts fetches: the first waits its turn for memory, further ones
-    /// take only what nobody else is likely to need.
-    async fn read_ahead(&mut self) -> Result<(), Error> {
+    /// Starts fetches: the first waits its turn for memory if it may, further
+    /// ones take only what nobody else is likely to need.
+    async fn read_ahead(&mut self, may_wait: bool) -> Result<(), Error> {
         while self.in_flight.len() < self.engine.settings.concurrency {
             let alone = self.in_flight.is_empty();
             let pool = &self.engine.pool;
@@ -140,10 +159,9 @@ impl Stream {
                 break;
             };
             let bytes = self.source.stored(&frames);
-            let len = usize::try_from(bytes.end - bytes.start)
-                .map_err(|_| Error::new(ErrorKind::Internal, "a chunk beyond the address space"))?;
-            let buffer = if alone {
-                self.engine.reserve(len).await?
+            let len = to_usize(bytes.end - bytes.start)?;
+            let buffer = if alone && may_wait {
+                self.engine.reserve_more(len).await?
             } else {
                 match pool.try_reserve(len) {
                     Some(buffer) => buffer,
@@ -228,7 +246,7 @@ pub(super) fn local(stored: &Range<u64>, offset: u64, len: usize) -> Result<Rang
     Ok(start..end)
 }
 
-fn to_usize(value: u64) -> Result<usize, Error> {
+pub(super) fn to_usize(value: u64) -> Result<usize, Error> {
     usize::try_from(value).map_err(|_| Error::new(ErrorKind::Internal, "beyond the address space"))
 }
 

@@ -3,7 +3,9 @@
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use rustix::net::SocketAddrUnix;
 
 use crate::config::{Config, Token};
 use crate::control::MAX_CONFIG;
@@ -35,6 +37,7 @@ pub(super) fn load(path: &Path) -> Result<(Config, String), SupervisorError> {
         ));
     }
     let config = Config::parse(&text, path).map_err(refused)?;
+    check_socket(&config.agent.socket)?;
     for token in &config.tokens {
         check_module(token)?;
         check_pin(token, &config)?;
@@ -64,13 +67,16 @@ pub(super) fn check_unchanged(old: &Config, new: &Config) -> Result<(), Supervis
     }
 }
 
-/// The spool directory: in the state directory unless configured.
-fn spool_dir(config: &Config) -> PathBuf {
-    config
-        .spool
-        .dir
-        .clone()
-        .unwrap_or_else(|| config.agent.state_dir.join("spool"))
+fn check_socket(path: &Path) -> Result<(), SupervisorError> {
+    SocketAddrUnix::new(path).map(drop).map_err(|_| {
+        SupervisorError::configuration(
+            format!(
+                "agent.socket {} is longer than the 107 bytes that Unix sockets allow",
+                path.display()
+            ),
+            "choose a shorter path",
+        )
+    })
 }
 
 fn check_module(token: &Token) -> Result<(), SupervisorError> {
@@ -123,22 +129,17 @@ fn check_pin(token: &Token, config: &Config) -> Result<(), SupervisorError> {
     if uid != 0 && uid != rustix::process::geteuid().as_raw() {
         return Err(fault(PinError::Owner { path, uid }.to_string(), hint));
     }
-    // The server may write there: it could exchange the PIN, and read it.
-    let real = path.canonicalize().map_err(io)?;
-    for dir in [config.agent.state_dir.clone(), spool_dir(config)] {
-        let dir = dir.canonicalize().unwrap_or(dir);
-        if real.starts_with(&dir) || path.starts_with(&dir) {
-            return Err(fault(
-                format!(
-                    "the PIN file {} is inside {}, which the server can read and write",
-                    path.display(),
-                    dir.display()
-                ),
-                "move it elsewhere, such as /etc/strongroom/pin",
-            ));
-        }
+    match crate::admin::servers_directory_of(config, &path) {
+        None => Ok(()),
+        Some(dir) => Err(fault(
+            format!(
+                "the PIN file {} is inside {}, which the server can read and write",
+                path.display(),
+                dir.display()
+            ),
+            "move it elsewhere, such as /etc/strongroom/pin",
+        )),
     }
-    Ok(())
 }
 
 /// Creates the state directory, closed to everybody else, with its parents.

@@ -237,6 +237,14 @@ impl Agent {
         server.expect("a server in the agent's tree")
     }
 
+    /// `GET /v1/status`, if there is somebody to answer it.
+    pub fn try_status(&self) -> Option<strongroom::api::Status> {
+        let mut body = Vec::new();
+        let socket = self.socket();
+        let reply = http::send(&socket, "GET", "/v1/status", &[], Body::None, &mut body).ok()?;
+        (reply.status == 200).then(|| serde_json::from_slice(&body).ok())?
+    }
+
     /// The token workers.
     pub fn workers(&self) -> Vec<Process> {
         let all = self.processes();

@@ -239,6 +239,21 @@ pub fn tree(root: u32) -> Vec<Process> {
     found
 }
 
+/// One field of `/proc/PID/task/TID/status` for every thread.
+#[track_caller]
+pub fn of_threads(process: &Process, field: &str) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.pid)).unwrap();
+    threads
+        .flatten()
+        .map(|thread| {
+            let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+            let line = status.lines().find_map(|l| l.strip_prefix(field));
+            line.unwrap_or("gone").trim().to_owned()
+        })
+        .filter(|value| value != "gone")
+        .collect()
+}
+
 fn status_field(pid: u32, name: &str) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix(name))?;
