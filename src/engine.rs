@@ -136,6 +136,13 @@ impl Engine {
     }
 
     async fn reserve_within(&self, len: usize, wait: Duration) -> Result<Buffer, Error> {
+        if len as u64 > self.pool.budget() {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!("{len} bytes are needed at once, and memory_budget is less"),
+            )
+            .hint("raise agent.memory_budget"));
+        }
         self.pool.reserve(len, wait).await.map_err(|_| {
             Error::new(
                 ErrorKind::Busy,
@@ -168,7 +175,8 @@ impl Engine {
     /// later moves keyslots into it must not find clients' objects there.
     #[must_use]
     pub fn is_reserved(&self, _bucket: &str, key: &str) -> bool {
-        key.starts_with(&self.settings.keyslot_prefix)
+        let prefix = &self.settings.keyslot_prefix;
+        key.starts_with(prefix) || folded(key).starts_with(prefix.as_str())
     }
 
     /// Resolves when running requests must end.
@@ -176,5 +184,43 @@ impl Engine {
         let mut cancel = self.cancel.clone();
         // A dropped sender means the server is gone: that ends requests too.
         let _ = cancel.wait_for(|stop| *stop).await;
+    }
+}
+
+/// A key as a store with directories would resolve it. S3 itself does not,
+/// but others do, and `x/../` must not lead to keyslots on any of them.
+fn folded(key: &str) -> String {
+    let mut parts = Vec::new();
+    for part in key.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    let mut folded = parts.join("/");
+    if key.ends_with('/') {
+        folded.push('/');
+    }
+    folded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::folded;
+
+    #[test]
+    fn rule_08_no_detour_leads_to_the_reserved_prefix() {
+        for key in [
+            ".strongroom/keyslots/x",
+            "/.strongroom/keyslots/x",
+            "a/../.strongroom//keyslots/./x",
+            "../.strongroom/keyslots/b/../x",
+        ] {
+            assert_eq!(folded(key), ".strongroom/keyslots/x", "{key}");
+        }
+        assert_eq!(folded("a//b/"), "a/b/");
     }
 }

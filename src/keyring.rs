@@ -264,8 +264,11 @@ impl Keyring {
             ));
         }
         Err(Error::new(
-            ErrorKind::Altered,
-            "none of its encrypted data keys is authentic",
+            ErrorKind::NoKey,
+            format!(
+                "no encrypted data key opens ({}): they were altered, or wrapped by other keys of these names",
+                names(header)
+            ),
         ))
     }
 

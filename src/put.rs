@@ -61,11 +61,14 @@ pub async fn put(
     engine.check_reserved(&request.place)?;
     request.attributes.check().map_err(|e| store_error(&e))?;
     let key = engine.keyring.active(request.ring.as_deref())?;
+    // A dry run, for the client's mistakes: before it waits for anything.
+    binding::context(&request.place, now_ms(), &request.context)?;
+
+    // The share of memory comes before anything that costs others something,
+    // and the message's time after the wait for it.
+    let mut assembly = Assembly::begin(engine, request.length).await?;
     let created = now_ms();
     let context = binding::context(&request.place, created, &request.context)?;
-
-    // The share of memory comes before anything that costs others something.
-    let mut assembly = Assembly::begin(engine, request.length).await?;
 
     let data_key = engine.keyring.fresh_data_key(&key).await?;
     let mut draft = Draft::new(data_key, context, engine.settings.frame_length)

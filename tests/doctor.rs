@@ -371,7 +371,7 @@ fn buckets_credentials_and_endpoints_are_named() {
     });
     let found = findings(&agent, &hsm, &["--bucket", "no-such-bucket"], 1);
     for bucket in ["no-such-bucket", "no-slot-bucket"] {
-        let said = format!("there is no bucket {bucket:?}");
+        let said = format!("no such bucket: {bucket:?}");
         names(
             &found,
             &format!("bucket {bucket}"),
@@ -495,7 +495,7 @@ fn several_faults_are_named_at_once() {
     names(
         &found,
         "bucket missing",
-        &["there is no bucket"],
+        &["no such bucket"],
         "create the bucket",
     );
 }

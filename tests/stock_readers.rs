@@ -23,6 +23,8 @@ struct Parties {
     weed: &'static Weed,
     bucket: String,
     dir: tempfile::TempDir,
+    /// The token's files; they must outlive the agent.
+    _hsm: Hsm,
 }
 
 impl Parties {
@@ -39,6 +41,7 @@ impl Parties {
             dir: tempfile::tempdir().unwrap(),
             agent,
             weed,
+            _hsm: hsm,
         }
     }
 

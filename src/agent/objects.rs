@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header as std_header};
 use hyper::body::{Frame, Incoming};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::Instrument as _;
 
 use crate::api::{Error, ErrorKind, header};
 use crate::get::{self, Facts, GetRequest, PlaintextBody, Wanted};
@@ -47,30 +48,30 @@ pub(super) async fn put(
     } = granted;
     app.check_ready()?;
     let engine = app.engine.clone();
-    let mut source = HttpSource::new(body, engine.pool.clone());
-    // A task of its own: when the client goes, hyper drops this handler, but
-    // the upload must still be aborted, and the permit kept until it is.
-    let span = tracing::Span::current();
-    let task = tokio::spawn(tracing::Instrument::instrument(
-        async move {
-            let _permit = permit;
-            let outcome = put::put(&engine, request, &mut source).await;
-            if let Err(error) = &outcome {
-                tracing::warn!(
-                    request_id,
-                    kind = error.kind.slug(),
-                    detail = error.detail,
-                    log = error.log,
-                    "put failed"
-                );
-            }
-            outcome
-        },
-        span,
-    ));
-    let receipt = task
+    // Dropped with this handler, which hyper drops when the client goes.
+    let (present, client) = oneshot::channel();
+    let mut source = HttpSource::new(body, engine.pool.clone(), client);
+    let (answer, outcome) = oneshot::channel();
+    // A task of its own: when the client goes, the upload must still be
+    // aborted, and the permit kept until it is.
+    let upload = async move {
+        let _permit = permit;
+        let outcome = put::put(&engine, request, &mut source).await;
+        if let Err(Err(error)) = answer.send(outcome) {
+            tracing::warn!(
+                request_id,
+                kind = error.kind.slug(),
+                detail = error.detail,
+                log = error.log,
+                "put failed, and its client is gone"
+            );
+        }
+    };
+    tokio::spawn(upload.instrument(tracing::Span::current()));
+    let receipt = outcome
         .await
-        .map_err(|e| Error::new(ErrorKind::Internal, "the upload ended abnormally").log(e))??;
+        .map_err(|_| Error::new(ErrorKind::Internal, "the upload ended abnormally"))??;
+    drop(present);
     tracing::info!(
         bucket = receipt.bucket,
         key = receipt.key,
@@ -178,14 +179,24 @@ fn stream(granted: Granted, body: PlaintextBody) -> Body {
 }
 
 pub(super) async fn delete(
-    app: &App,
+    granted: Granted,
     target: Target,
     query: Query,
 ) -> Result<Response<Body>, Error> {
     query.allow(&["version_id"])?;
     let place = target.place()?;
-    objects::delete(&app.engine, &place, query.value("version_id").as_deref()).await?;
-    tracing::info!(bucket = place.bucket, key = place.key, "deleted");
+    let Granted { app, permit, .. } = granted;
+    // A task of its own: a client that leaves in between must not keep the
+    // catalogue from recording what S3 has done.
+    let work = async move {
+        let _permit = permit;
+        objects::delete(&app.engine, &place, query.value("version_id").as_deref()).await?;
+        tracing::info!(bucket = place.bucket, key = place.key, "deleted");
+        Ok::<(), Error>(())
+    };
+    tokio::spawn(work.instrument(tracing::Span::current()))
+        .await
+        .map_err(|e| Error::new(ErrorKind::Internal, "the deletion ended abnormally").log(e))??;
     let mut response = Response::new(reply::full(Bytes::new()));
     *response.status_mut() = StatusCode::NO_CONTENT;
     Ok(response)

@@ -85,7 +85,7 @@ async fn route(
             ("get", true) => objects::get(granted, target, query, &parts.headers, false).await,
             ("head", true) => objects::get(granted, target, query, &parts.headers, true).await,
             ("inspect", true) => objects::inspect(app, target, query).await,
-            ("delete", _) => objects::delete(app, target, query).await,
+            ("delete", _) => objects::delete(granted, target, query).await,
             ("get", false) => objects::list(app, target.bucket, query).await,
             _ => Err(not_allowed(&parts.method, &path)),
         };
@@ -105,7 +105,12 @@ async fn route(
             Ok(Response::new(reply::full(Bytes::from_static(b"alive\n"))))
         }
         (&Method::GET | &Method::HEAD, "/v1/ready") => {
-            app.check_ready()?;
+            app.check_ready()
+                .map_err(|error| match peer.authorise("read the status") {
+                    Ok(()) => error,
+                    // Anybody who may connect hears whether, not why.
+                    Err(_) => Error::new(error.kind, "not ready"),
+                })?;
             Ok(Response::new(reply::full(Bytes::from_static(b"ready\n"))))
         }
         (&Method::GET, "/v1/status") => {

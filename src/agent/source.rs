@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::{Instant, timeout_at};
 
 use crate::api::{Error, ErrorKind};
@@ -26,6 +27,8 @@ pub(super) struct HttpSource {
     chunk: Bytes,
     ended: bool,
     pool: Pool,
+    /// Closed once the client's connection is gone.
+    client: oneshot::Receiver<()>,
     /// How long we have waited for the client, all in all: not how long it
     /// has waited for us, for memory or for the store.
     waited: Duration,
@@ -33,12 +36,13 @@ pub(super) struct HttpSource {
 }
 
 impl HttpSource {
-    pub(super) fn new(body: Incoming, pool: Pool) -> Self {
+    pub(super) fn new(body: Incoming, pool: Pool, client: oneshot::Receiver<()>) -> Self {
         Self {
             body,
             chunk: Bytes::new(),
             ended: false,
             pool,
+            client,
             waited: Duration::ZERO,
             received: 0,
         }
@@ -55,6 +59,11 @@ impl HttpSource {
                     Err(_) => return Err(too_slow("no byte of the body arrived in time")),
                 };
             match frame {
+                // However a connection may die in a chunked body, the end of
+                // the body counts only while its client is there.
+                None if self.client.try_recv() == Err(TryRecvError::Closed) => {
+                    return Err(incomplete());
+                }
                 None => self.ended = true,
                 Some(Ok(frame)) => {
                     // Trailers carry nothing that we use.
@@ -64,11 +73,7 @@ impl HttpSource {
                     }
                 }
                 Some(Err(error)) => {
-                    return Err(Error::new(
-                        ErrorKind::Incomplete,
-                        "the connection ended before the body did",
-                    )
-                    .log(error));
+                    return Err(incomplete().log(error));
                 }
             }
         }
@@ -89,6 +94,13 @@ impl HttpSource {
         }
         Ok(())
     }
+}
+
+fn incomplete() -> Error {
+    Error::new(
+        ErrorKind::Incomplete,
+        "the connection ended before the body did",
+    )
 }
 
 fn too_slow(detail: &str) -> Error {

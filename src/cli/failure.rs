@@ -55,8 +55,14 @@ impl Failure {
 
     /// The agent's error; `what` names what failed.
     pub(super) fn api(what: impl std::fmt::Display, error: &api::Error) -> Self {
-        Self::new(error.kind.exit_code(), format!("{what}: {}", error.detail))
-            .hint(error.hint_text())
+        let (kind, detail) = (error.kind, &error.detail);
+        // What a refused object is accused of stands in the table; the detail
+        // is the evidence.
+        let why = match kind.status() {
+            422 => format!("{}: {detail}", kind.title()),
+            _ => detail.clone(),
+        };
+        Self::new(kind.exit_code(), format!("{what}: {why}")).hint(error.hint_text())
     }
 
     /// Whoever read our output went away: nothing to say, as other tools.

@@ -8,7 +8,7 @@
 
 use crate::api::{Error, ErrorKind};
 use crate::engine::Engine;
-use crate::fault::{message_error, spool_error, store_error};
+use crate::fault::{message_error, spool_error};
 use crate::message::{SealedHeader, Sealer};
 use crate::store::{Buffer, PartBody, PartPlan, SpoolFile};
 
@@ -56,7 +56,7 @@ impl<'e> Assembly<'e> {
         });
         let plan = match total {
             Some(total) => PartPlan::known(total, settings.part_size, frame, settings.limits)
-                .map_err(|e| store_error(&e))?,
+                .map_err(|e| Error::new(ErrorKind::TooLarge, e.to_string()))?,
             None => PartPlan::unknown(settings.part_size, settings.limits),
         };
         let mut assembly = Self {

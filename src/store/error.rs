@@ -10,13 +10,13 @@ use super::Place;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// Make the bucket, or name another.
-    #[error("there is no bucket {bucket:?}")]
+    #[error("no such bucket: {bucket:?}")]
     NoSuchBucket {
         /// Its name.
         bucket: String,
     },
     /// There is no such object.
-    #[error("there is no object s3://{bucket}/{key}")]
+    #[error("no such object: s3://{bucket}/{key}")]
     NoSuchKey {
         /// The bucket.
         bucket: String,
@@ -32,7 +32,7 @@ pub enum StoreError {
         key: String,
     },
     /// `If-None-Match: *` and there is an object already (412).
-    #[error("there is an object already")]
+    #[error("an object already exists there")]
     Exists,
     /// Somebody else writes the same object at this moment (409): start over.
     #[error("another writer is changing the same object: {message}")]

@@ -122,10 +122,11 @@ fn offset(child: &Child, path: &Path) -> u64 {
 
 #[test]
 fn a_file_that_changes_while_it_is_read_is_not_stored() {
+    type Change = fn(&Path);
     const SIZE: u64 = 32 << 20;
     let rig = Rig::new();
     let server = rig.agent.server().pid;
-    let changes: [(&str, fn(&Path)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("shrinks", |path| {
             let file = std::fs::File::options().write(true).open(path).unwrap();
             file.set_len(SIZE - 1000).unwrap();

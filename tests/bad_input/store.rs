@@ -18,7 +18,7 @@ fn a_missing_bucket_is_named() {
     let out = dir.path().join("out").display().to_string();
     let copy = format!("s3://{there}/copy");
     let words = [
-        "there is no bucket \"no-such-bucket\"",
+        "no such bucket: \"no-such-bucket\"",
         "hint: check the bucket's name",
     ];
     for args in [
@@ -54,7 +54,7 @@ fn a_missing_bucket_is_named() {
     // A bucket without the object is another thing.
     let absent = format!("s3://{there}/absent");
     let missing = agent.cli(["get", &absent, &out]);
-    missing.fails(66, &["there is no object", &absent, "hint: "]);
+    missing.fails(66, &["no such object", &absent, "hint: "]);
     assert_eq!(entries(dir.path()), [""; 0]);
 }
 
