@@ -16,19 +16,14 @@ const MAX_HEADER: usize = 64 << 10;
 /// Entries of a listing page: the most that S3 returns (ListObjectsV2).
 const PAGE: u32 = 1000;
 
-/// Deletes an object, or one version of it.
+/// Deletes an object, or one version of it. What is not there is deleted
+/// already, as in S3: a request whose answer was lost can be repeated.
 ///
 /// # Errors
 /// The store refuses, or the deletion could not be recorded.
 pub async fn delete(engine: &Engine, place: &Place, version: Option<&str>) -> Result<(), Error> {
     engine.check_reserved(place)?;
     let _guard = engine.lock_place(place).await;
-    // S3 answers 204 for what is not there; users of `rm` want to know.
-    engine
-        .store
-        .head(place, version)
-        .await
-        .map_err(|e| store_error(&e))?;
     engine
         .store
         .delete(place, version)

@@ -39,6 +39,7 @@ pub fn server_main() -> ExitCode {
         Err(error) => {
             tracing::error!(
                 detail = error.detail,
+                hint = error.hint_text(),
                 log = error.log,
                 "the server cannot go on"
             );
@@ -147,8 +148,7 @@ impl Server {
         confinement: String,
         supervisor_pid: u32,
     ) -> Result<Self, Error> {
-        let catalog = Catalog::open(&config.agent.state_dir)
-            .map_err(|e| Error::new(ErrorKind::StateFailed, e.to_string()))?;
+        let catalog = Catalog::open(&config.agent.state_dir)?;
         let limits = Limits::default();
         let store = Store::connect(&config.s3, limits)
             .await

@@ -3,7 +3,6 @@
 
 mod foreign;
 mod garbage;
-mod memory;
 mod round_trip;
 mod rules;
 mod tamper;

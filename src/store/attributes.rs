@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn bad_attributes_are_named() {
-        let cases: &[(&str, fn(&mut Attributes))] = &[
+        type Case = (&'static str, fn(&mut Attributes));
+        let cases: &[Case] = &[
             ("content type", |a| a.content_type = Some("a\r\nb".into())),
             ("storage class", |a| {
                 a.storage_class = Some("glacier".into())

@@ -12,15 +12,18 @@
 
 mod attributes;
 mod body;
+mod buffer;
 mod checksum;
 mod client;
 mod download;
 mod error;
 mod list;
+mod multipart;
 mod object;
 mod parts;
 mod pool;
 mod probe;
+mod range;
 mod single;
 mod spool;
 mod upload;
@@ -28,14 +31,16 @@ mod wire;
 
 pub use attributes::{Attributes, METADATA_HEADER, METADATA_LIMIT, METADATA_MESSAGE_ID};
 pub use body::PartBody;
+pub use buffer::Buffer;
 pub use client::{Store, Timing};
-pub use download::{ByteRange, Fetched, Pin, Select};
+pub use download::{Fetched, Pin, Select};
 pub use error::StoreError;
 pub use list::{ListedObject, ListedUpload, Page};
 pub use object::{Deleted, Head};
 pub use parts::{Limits, PartPlan};
-pub use pool::{Buffer, Pool, Starved};
+pub use pool::{Pool, Starved};
 pub use probe::BucketFacts;
+pub use range::ByteRange;
 pub use single::Stored;
 pub use spool::{Spool, SpoolError, SpoolFile};
 pub use upload::Upload;

@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(size(0), frame * 32);
         for total in [1, 80 << 30, TIB, 5 * TIB, 48 * TIB] {
             let size = size(total);
-            assert!(size >= 8 * MIB && size % frame == 0 && size <= 5 << 30);
+            assert!(size >= 8 * MIB && size.is_multiple_of(frame) && size <= 5 << 30);
             assert!(total.div_ceil(size) <= 10_000);
         }
         PartPlan::known(49 * TIB, 8 * MIB, frame, Limits::default()).unwrap_err();

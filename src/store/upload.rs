@@ -3,17 +3,15 @@
 
 use std::sync::Arc;
 
-use aws_sdk_s3::config::Builder;
-use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::CompletedPart;
 use tokio::task::JoinSet;
 
 use super::attributes::Attributes;
 use super::body::Body;
-use super::checksum::{Sum, Whole, combine, sdk_type};
-use super::client::attempt;
-use super::error::{NO_SUCH_UPLOAD, classify};
-use super::single::{Expected, Stored, disagreement, length, told_checksum, with_checksum};
+use super::checksum::{Sum, combine, sdk_type};
+use super::error::classify;
+use super::multipart::{Job, Part};
+use super::single::{Expected, Stored, with_checksum};
 use super::{PartBody, Place, Store, StoreError};
 
 /// An upload in progress. [`Upload::complete`] and [`Upload::abort`] consume
@@ -31,21 +29,6 @@ pub struct Upload {
     first_error: Option<StoreError>,
     /// Completed or aborted: dropping it has nothing to do.
     over: bool,
-}
-
-#[derive(Debug)]
-struct Job {
-    store: Store,
-    place: Place,
-    id: String,
-}
-
-/// A part that the store has confirmed.
-#[derive(Debug)]
-struct Part {
-    number: i32,
-    etag: String,
-    sum: Sum,
 }
 
 impl Store {
@@ -270,153 +253,6 @@ impl Drop for Upload {
             Err(_) => {
                 tracing::error!(place = %job.place, upload = job.id, "an upload was abandoned and cannot be aborted: no runtime");
             }
-        }
-    }
-}
-
-impl Job {
-    async fn send(&self, number: i32, body: Body) -> Result<Part, StoreError> {
-        let inner = &self.store.inner;
-        let kind = inner.checksum;
-        let sum = body.sum(kind, inner.signed).await?;
-        let base64 = sum.base64();
-        let request = inner
-            .client
-            .upload_part()
-            .bucket(&self.place.bucket)
-            .key(self.place.sdk_key())
-            .upload_id(&self.id)
-            .part_number(number)
-            .content_length(length(&sum)?)
-            .body(ByteStream::new(body.stream()))
-            .set_expected_bucket_owner(inner.owner.clone());
-        let request = with_checksum!(request, kind, base64.clone());
-        let answer = inner
-            .with_payload(request.customize(), &sum)
-            .send()
-            .await
-            .map_err(|e| classify("UploadPart", &self.place, e))?;
-        if let Some(theirs) = told_checksum!(answer, kind)
-            && theirs != base64
-        {
-            return Err(disagreement(&format!("part {number}"), &base64, theirs));
-        }
-        let etag = answer.e_tag.ok_or_else(|| StoreError::Failed {
-            code: "no entity tag".into(),
-            message: format!("part {number} was answered without one"),
-            request_id: None,
-        })?;
-        Ok(Part { number, etag, sum })
-    }
-
-    async fn complete(
-        &self,
-        attributes: &Attributes,
-        parts: Vec<CompletedPart>,
-        whole: &Whole,
-    ) -> Result<Stored, StoreError> {
-        let inner = &self.store.inner;
-        let kind = inner.checksum;
-        let size = i64::try_from(whole.len)
-            .map_err(|_| StoreError::invalid("an object beyond any store's limit"))?;
-        let request = inner
-            .client
-            .complete_multipart_upload()
-            .bucket(&self.place.bucket)
-            .key(self.place.sdk_key())
-            .upload_id(&self.id)
-            .multipart_upload(
-                CompletedMultipartUpload::builder()
-                    .set_parts(Some(parts))
-                    .build(),
-            )
-            .mpu_object_size(size)
-            .checksum_type(sdk_type(kind))
-            .set_if_none_match(attributes.condition())
-            .set_expected_bucket_owner(inner.owner.clone());
-        let answer = with_checksum!(request, kind, whole.base64.clone())
-            .customize()
-            .config_override(Builder::new().timeout_config(attempt(inner.timing.complete)))
-            .send()
-            .await
-            .map_err(|e| classify("CompleteMultipartUpload", &self.place, e))?;
-        let stored = Stored {
-            version_id: answer.version_id().map(str::to_owned),
-            etag: answer.e_tag().map(str::to_owned),
-            checksum: whole.told.clone(),
-            size: whole.len,
-        };
-        let theirs = match told_checksum!(answer, kind) {
-            Some(theirs) => Some(theirs.to_owned()),
-            // Nothing to compare: at least the size must be right.
-            None => self.measure(&stored).await?,
-        };
-        if let Some(theirs) = theirs
-            && theirs != whole.base64
-        {
-            self.store.undo(&self.place, &stored).await;
-            return Err(disagreement("the object", &whole.base64, &theirs));
-        }
-        Ok(stored)
-    }
-
-    /// For stores whose completion tells no checksum: HEAD tells the size and
-    /// perhaps a checksum. One that denies HEAD has verified what we sent or
-    /// nothing; either way the frames' own tags decide when it is read.
-    async fn measure(&self, stored: &Stored) -> Result<Option<String>, StoreError> {
-        let head = match self
-            .store
-            .head_raw(&self.place, stored.version_id.as_deref())
-            .await
-        {
-            Ok(head) => head,
-            Err(error) => {
-                tracing::warn!(place = %self.place, %error, "a completed object could not be measured");
-                return Ok(None);
-            }
-        };
-        // Without versions somebody may have replaced it already.
-        if head.e_tag() != stored.etag.as_deref() {
-            return Ok(None);
-        }
-        let size = head.content_length().and_then(|n| u64::try_from(n).ok());
-        if size != Some(stored.size) {
-            self.store.undo(&self.place, stored).await;
-            return Err(StoreError::corrupt(format!(
-                "the object has {size:?} bytes, {} were sent",
-                stored.size
-            )));
-        }
-        Ok(told_checksum!(head, self.store.kind()).map(str::to_owned))
-    }
-
-    async fn abort(&self) {
-        if let Err(error) = self.store.abort_upload(&self.place, &self.id).await {
-            tracing::error!(place = %self.place, upload = self.id, %error, "an upload could not be aborted");
-        }
-    }
-}
-
-impl Store {
-    /// Ends a multipart upload by its id; one that is gone already is fine.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub async fn abort_upload(&self, place: &Place, upload_id: &str) -> Result<(), StoreError> {
-        let sent = self
-            .inner
-            .client
-            .abort_multipart_upload()
-            .bucket(&place.bucket)
-            .key(place.sdk_key())
-            .upload_id(upload_id)
-            .set_expected_bucket_owner(self.inner.owner.clone())
-            .send()
-            .await;
-        match sent.map_err(|e| classify("AbortMultipartUpload", place, e)) {
-            Ok(_) => Ok(()),
-            Err(StoreError::Failed { code, .. }) if code == NO_SUCH_UPLOAD => Ok(()),
-            Err(error) => Err(error),
         }
     }
 }

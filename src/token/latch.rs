@@ -114,6 +114,11 @@ impl Latches {
             .create_new(true)
             .mode(0o600)
             .open(&new)?;
+        // `doctor` may run as root; the agent's user must be able to read it.
+        let dir = std::fs::metadata(&self.dir)?;
+        if file.metadata()?.uid() != dir.uid() {
+            std::os::unix::fs::fchown(&file, Some(dir.uid()), Some(dir.gid()))?;
+        }
         file.write_all(&serde_json::to_vec(attempt)?)?;
         file.sync_all()?;
         std::fs::rename(&new, &path)?;

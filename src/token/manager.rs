@@ -12,13 +12,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::secret::Secret32;
-
-use super::canary::Canary;
+use super::calls::Inner;
 use super::error::TokenError;
-use super::handle::{Inner, Wrapped};
 use super::link::Link;
-use super::protocol::{Attributes, Frame, KeySpec, OpenedKey, Reply, Request, TokenInfo};
+use super::opening::open_key;
+use super::protocol::{Frame, KeySpec, Reply, TokenInfo};
+use super::state::{Health, Slot, State};
 
 /// How long a new worker may take to load the module, log in and say hello.
 /// CloudHSM's client takes seconds when the cluster is busy; a worker that
@@ -28,114 +27,6 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(60);
 /// reason are tried again. Ready means a proof within the last 30 s, so one
 /// probe may fail.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
-
-/// A token's health, as status, ready and logs tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// No worker has said hello yet.
-    Starting,
-    /// Logged in, and at least one key (if any is configured) works.
-    Ready,
-    /// The worker was lost; another is coming.
-    Recovering,
-    /// No worker can be started at present.
-    Down,
-    /// Somebody has to correct something.
-    Misconfigured,
-    /// The PIN was refused.
-    Locked,
-}
-
-impl Health {
-    /// Its name in status.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Recovering => "recovering",
-            Self::Down => "down",
-            Self::Misconfigured => "misconfigured",
-            Self::Locked => "locked",
-        }
-    }
-}
-
-/// A configured key's state on its token.
-#[derive(Clone, Debug)]
-pub struct KeyState {
-    /// The key.
-    pub spec: KeySpec,
-    /// Whether it can be used now.
-    pub ready: bool,
-    /// Why not.
-    pub problem: Option<String>,
-    /// Its attributes, as the token reported them when it was last opened.
-    pub attributes: Attributes,
-    /// The token's own check value, if it gives one.
-    pub check_value: Option<[u8; 3]>,
-}
-
-/// A configured key: what the token says of it once it passed gate and
-/// canary, or why it did not pass.
-#[derive(Clone)]
-pub(super) struct Slot {
-    pub(super) spec: KeySpec,
-    pub(super) opened: Option<OpenedKey>,
-    pub(super) problem: Option<TokenError>,
-}
-
-impl Slot {
-    fn pending(spec: KeySpec) -> Self {
-        Self {
-            spec,
-            opened: None,
-            problem: None,
-        }
-    }
-
-    /// Whether another attempt may end differently with nothing corrected.
-    fn temporary(&self) -> bool {
-        self.opened.is_none() && !matches!(self.problem, Some(TokenError::Misconfigured { .. }))
-    }
-
-    pub(super) fn report(&self, alive: bool) -> KeyState {
-        let opened = self.opened.clone().unwrap_or_default();
-        KeyState {
-            spec: self.spec.clone(),
-            ready: alive && self.opened.is_some(),
-            problem: self.problem.as_ref().map(ToString::to_string),
-            attributes: opened.attributes,
-            check_value: opened.check_value,
-        }
-    }
-}
-
-/// What callers see.
-#[derive(Clone)]
-pub(super) struct State {
-    pub(super) health: Health,
-    pub(super) detail: Option<String>,
-    pub(super) hint: Option<String>,
-    pub(super) info: Option<TokenInfo>,
-    /// A worker that said hello.
-    pub(super) link: Option<Arc<Link>>,
-    /// Every configured key, in the configuration's order.
-    pub(super) keys: Arc<Vec<Slot>>,
-}
-
-impl State {
-    pub(super) fn starting() -> Self {
-        Self {
-            health: Health::Starting,
-            detail: Some("the token's worker has not said hello yet".to_owned()),
-            hint: None,
-            info: None,
-            link: None,
-            keys: Arc::default(),
-        }
-    }
-}
 
 /// What the manager is told.
 pub(super) enum Command {
@@ -185,7 +76,9 @@ impl Manager {
         let mut tick = interval(PROBE_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let link = self.link.clone();
+            // A link that ends before its hello is the hello's to tell: the
+            // worker may have said why it ends.
+            let link = self.link.clone().filter(|_| self.greeted());
             let lost = async {
                 match &link {
                     Some(link) => link.closed().await,
@@ -226,7 +119,7 @@ impl Manager {
     /// The supervisor knows an exit code; the worker's own words, where it
     /// left any, say more.
     fn down(&mut self, verdict: Verdict) {
-        let awaited = self.link.is_some() && !self.had_link();
+        let awaited = self.link.is_some() && !self.greeted();
         if awaited {
             // The worker is gone, but its hello may still be in the socket;
             // the end of the link follows it.
@@ -280,9 +173,13 @@ impl Manager {
                     TokenError::Misconfigured { .. } => Health::Misconfigured,
                     _ => Health::Recovering,
                 };
+                tracing::warn!(token = self.inner.name, "{error}");
+                // Where it left no words of its own, the supervisor's count.
+                let verdict = self.verdict.take();
+                let verdict = verdict.filter(|_| health == Health::Recovering);
                 self.drop_link();
-                self.refused = true;
-                self.publish_down((health, error.to_string(), hint));
+                self.refused = verdict.is_none();
+                self.publish_down(verdict.unwrap_or((health, error.to_string(), hint)));
             }
         }
     }
@@ -392,8 +289,10 @@ impl Manager {
         self.publish_down(verdict.unwrap_or((Health::Recovering, detail.to_owned(), None)));
     }
 
-    fn had_link(&self) -> bool {
-        self.state.borrow().link.is_some()
+    /// Whether the current worker has said hello.
+    fn greeted(&self) -> bool {
+        let state = self.state.borrow();
+        matches!((&self.link, &state.link), (Some(ours), Some(told)) if Arc::ptr_eq(ours, told))
     }
 
     /// Ends the current link and everything that runs on it.
@@ -436,81 +335,4 @@ async fn await_hello(hello: oneshot::Receiver<Frame>) -> Result<TokenInfo, Token
             "the token's worker said something strange",
         )),
     }
-}
-
-/// Gate, then canary.
-async fn open_key(
-    inner: &Arc<Inner>,
-    link: &Link,
-    spec: &KeySpec,
-) -> Result<OpenedKey, TokenError> {
-    let frame = inner.call(link, &Request::OpenKey(spec.clone())).await?;
-    let Ok(Reply::Key(opened)) = frame.decode() else {
-        return Err(TokenError::away(
-            "the token's worker said something strange",
-        ));
-    };
-    match stored_canary(inner, spec).await? {
-        Some(canary) => check_canary(inner, link, spec, opened.id, &canary).await?,
-        None => make_canary(inner, link, spec, opened.id).await?,
-    }
-    inner.proved();
-    Ok(opened)
-}
-
-async fn stored_canary(inner: &Arc<Inner>, spec: &KeySpec) -> Result<Option<Canary>, TokenError> {
-    let (store, name) = (Arc::clone(&inner.canaries), spec.name.clone());
-    let loaded = tokio::task::spawn_blocking(move || store.load(&name)).await;
-    settle(spec, "cannot read", loaded)
-}
-
-async fn check_canary(
-    inner: &Arc<Inner>,
-    link: &Link,
-    spec: &KeySpec,
-    id: u32,
-    canary: &Canary,
-) -> Result<(), TokenError> {
-    let aad = Canary::aad(&spec.name);
-    let opened = inner
-        .unwrap_on(link, id, &canary.iv, &canary.ciphertext, &aad)
-        .await;
-    match opened {
-        Ok(plaintext) if canary.matches(&plaintext) => Ok(()),
-        Ok(_) | Err(TokenError::BadCiphertext) => Err(TokenError::Misconfigured {
-            detail: format!(
-                "key {}: the key labelled {:?} is not the key it was: it does not open this key's canary",
-                spec.name, spec.label
-            ),
-            hint: "put the former key back; a new key needs a new name, because a name stays with the objects it wrapped".to_owned(),
-        }),
-        Err(error) => Err(error),
-    }
-}
-
-async fn make_canary(
-    inner: &Arc<Inner>,
-    link: &Link,
-    spec: &KeySpec,
-    id: u32,
-) -> Result<(), TokenError> {
-    let plaintext = Secret32::random()
-        .map_err(|error| TokenError::away(format!("no random bytes: {error}")))?;
-    let aad = Canary::aad(&spec.name);
-    let wrapped: Wrapped = inner.wrap_on(link, id, &plaintext, &aad).await?;
-    let canary = Canary::new(&plaintext, &wrapped);
-    let (store, name) = (Arc::clone(&inner.canaries), spec.name.clone());
-    let saved = tokio::task::spawn_blocking(move || store.save(&name, &canary)).await;
-    settle(spec, "cannot keep", saved)
-}
-
-fn settle<T>(
-    spec: &KeySpec,
-    what: &str,
-    outcome: Result<Result<T, String>, tokio::task::JoinError>,
-) -> Result<T, TokenError> {
-    outcome
-        .map_err(|error| error.to_string())
-        .and_then(|inner| inner)
-        .map_err(|why| TokenError::away(format!("key {}: {what} its canary: {why}", spec.name)))
 }

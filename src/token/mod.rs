@@ -9,6 +9,7 @@
 //!
 //! This is the only module that names cryptoki.
 
+mod calls;
 mod canary;
 mod error;
 mod handle;
@@ -16,19 +17,21 @@ mod latch;
 mod link;
 mod manager;
 mod offline;
+mod opening;
 mod pool;
 mod protocol;
 mod spawn;
+mod state;
 pub mod worker;
 
 pub use canary::{Canary, CanaryStore};
 pub use error::TokenError;
 pub use handle::{Stuck, Token, Wrapped};
 pub use latch::{Attempt, Latches, latched, pin_path};
-pub use manager::{Health, KeyState};
 pub use offline::{InitTarget, Offline};
 pub use protocol::{Attributes, KeySpec, OpenedKey, TokenEntry, TokenInfo};
 pub use spawn::spawn;
+pub use state::{Health, KeyState};
 
 /// Bytes of the IV of a wrap: 96 bits, as ESDK's raw AES keyring fixes it.
 pub const IV_LEN: usize = 12;

@@ -4,6 +4,7 @@
 //! Plain threads, no runtime. Its standard input is the link; it ends when
 //! the link does, which also covers the death of whoever started it.
 
+mod attributes;
 mod exit;
 mod failure;
 mod gate;

@@ -1,0 +1,151 @@
+//! A SoftHSM of a test's own.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use strongroom::admin::Admin;
+use strongroom::config;
+use strongroom::secret::Pin;
+use strongroom::token::{self, InitTarget, KeySpec};
+use zeroize::Zeroizing;
+
+pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+pub(crate) const PIN: &str = "4711-user-pin";
+pub(crate) const SO_PIN: &str = "0815-so-pin";
+
+/// A SoftHSM directory with an initialised token `strongroom`.
+pub(crate) struct Hsm {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) exe: PathBuf,
+}
+
+impl Hsm {
+    pub(crate) fn empty() -> Self {
+        assert!(
+            Path::new(MODULE).exists(),
+            "these tests need SoftHSM (apt-get install softhsm2)"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("tokens")).unwrap();
+        let conf = format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+            at("tokens").display()
+        );
+        std::fs::write(at("softhsm2.conf"), conf).unwrap();
+        let hsm = Self {
+            exe: at("worker"),
+            dir,
+        };
+        hsm.write_exe("");
+        hsm.write_pin("pin", PIN, 0o400);
+        hsm
+    }
+
+    pub(crate) fn new() -> Self {
+        let hsm = Self::empty();
+        hsm.init("strongroom").unwrap();
+        hsm
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn write_exe(&self, more: &str) {
+        let script = format!(
+            "#!/bin/sh\nexport SOFTHSM2_CONF={} {more}\nexec {} \"$@\"\n",
+            self.path("softhsm2.conf").display(),
+            env!("CARGO_BIN_EXE_strongroom")
+        );
+        // Under a new name first: a script that is being written cannot run.
+        std::fs::write(self.path("worker.new"), script).unwrap();
+        std::fs::set_permissions(self.path("worker.new"), PermissionsExt::from_mode(0o700))
+            .unwrap();
+        std::fs::rename(self.path("worker.new"), &self.exe).unwrap();
+    }
+
+    pub(crate) fn write_pin(&self, name: &str, pin: &str, mode: u32) {
+        let _ = std::fs::remove_file(self.path(name));
+        std::fs::write(self.path(name), format!("{pin}\n")).unwrap();
+        std::fs::set_permissions(self.path(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    pub(crate) fn admin(&self) -> Admin {
+        Admin::with(&self.exe)
+    }
+
+    pub(crate) fn init(&self, label: &str) -> Result<token::TokenEntry, strongroom::api::Error> {
+        let pin = |text: &str| Pin::new(Zeroizing::new(text.to_owned()));
+        self.admin().init_token(
+            Path::new(MODULE),
+            &InitTarget::Free,
+            label,
+            &pin(SO_PIN),
+            &pin(PIN),
+        )
+    }
+
+    pub(crate) fn config(&self) -> config::Token {
+        config::Token {
+            name: "primary".into(),
+            module: MODULE.into(),
+            token_label: Some("strongroom".into()),
+            serial: None,
+            pin_file: Some(self.path("pin")),
+            pin_credential: None,
+            gcm_iv: config::GcmIv::Auto,
+            sessions: 4,
+            call_timeout: config::Timeout::from_secs(3),
+            network: true,
+        }
+    }
+
+    pub(crate) fn generate(&self, label: &str) {
+        self.admin().generate_key(&self.config(), label).unwrap();
+    }
+
+    /// Runs `pkcs11-tool`, logged in as the user.
+    pub(crate) fn tool(&self, args: &[&str]) -> std::process::Output {
+        Command::new("pkcs11-tool")
+            .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
+            .args([
+                "--module",
+                MODULE,
+                "--token-label",
+                "strongroom",
+                "--login",
+                "--pin",
+                PIN,
+            ])
+            .args(args)
+            .output()
+            .unwrap()
+    }
+
+    pub(crate) fn tool_ok(&self, args: &[&str]) {
+        let out = self.tool(args);
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+
+    pub(crate) fn check(&self, token: &config::Token, keys: &[KeySpec]) -> Vec<String> {
+        let checks = self.admin().check_token(token, keys);
+        let text = |check: strongroom::admin::Check| match check.result {
+            Ok(found) => format!("{}: ok: {found}", check.what),
+            Err(error) => {
+                format!(
+                    "{}: {:?}: {error} ({})",
+                    check.what,
+                    error.kind,
+                    error.hint_text()
+                )
+            }
+        };
+        checks.into_iter().map(text).collect()
+    }
+}

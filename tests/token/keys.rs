@@ -1,0 +1,221 @@
+//! Wrapping keys: made with every attribute, refused at the gate, known again
+//! by their canary.
+
+use std::path::Path;
+
+use strongroom::token::{CanaryStore as _, Health, TokenError};
+
+use crate::hsm::{Hsm, MODULE};
+use crate::{Rig, key, secret};
+
+#[test]
+fn a_token_is_initialised_and_a_key_generated_through_pkcs11_alone() {
+    let hsm = Hsm::empty();
+    let before = hsm.admin().list_tokens(Path::new(MODULE)).unwrap();
+    assert!(
+        before.iter().all(|t| !t.initialized && t.aes_gcm),
+        "{before:?}"
+    );
+    let entry = hsm.init("strongroom").unwrap();
+    assert!(entry.initialized && entry.user_pin_set && entry.soft && !entry.serial.is_empty());
+    let again = hsm.init("strongroom").unwrap_err();
+    assert!(again.detail.contains("already exists"), "{again}");
+
+    let info = hsm.admin().generate_key(&hsm.config(), "archive").unwrap();
+    let attribute = |name: &str| {
+        let found = info.attributes.iter().find(|(n, _)| n == name);
+        found.map(|(_, v)| v.as_str())
+    };
+    for (name, value) in [
+        ("CKA_EXTRACTABLE", "false"),
+        ("CKA_SENSITIVE", "true"),
+        ("CKA_NEVER_EXTRACTABLE", "true"),
+        ("CKA_LOCAL", "true"),
+        ("CKA_SIGN", "false"),
+        ("CKA_VERIFY", "false"),
+        ("CKA_WRAP", "false"),
+        ("CKA_UNWRAP", "false"),
+        ("CKA_DERIVE", "false"),
+        ("CKA_MODIFIABLE", "false"),
+        ("CKA_COPYABLE", "false"),
+        ("CKA_ALLOWED_MECHANISMS", "CKM_AES_GCM"),
+    ] {
+        assert_eq!(
+            attribute(name),
+            Some(value),
+            "{name}: {:?}",
+            info.attributes
+        );
+    }
+    println!("check value {:?}", info.check_value);
+    let again = hsm
+        .admin()
+        .generate_key(&hsm.config(), "archive")
+        .unwrap_err();
+    assert!(again.detail.contains("already on the token"), "{again}");
+}
+
+#[test]
+fn rule_17_a_wrapping_key_never_does_aes_ecb() {
+    let hsm = Hsm::new();
+    hsm.generate("archive");
+    let (input, output) = (hsm.path("zeros"), hsm.path("ghash-key"));
+    std::fs::write(&input, [0; 16]).unwrap();
+    let encrypt = |mechanism: &str| {
+        hsm.tool(&[
+            "--encrypt",
+            "--label",
+            "archive",
+            "-m",
+            mechanism,
+            "--iv",
+            "00000000000000000000000000000000",
+            "-i",
+            input.to_str().unwrap(),
+            "-o",
+            output.to_str().unwrap(),
+        ])
+    };
+    for mechanism in ["AES-ECB", "AES-CBC"] {
+        let out = encrypt(mechanism);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            !out.status.success() && said.contains("CKR_MECHANISM_INVALID"),
+            "{mechanism}: {said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_fails_the_gate_is_refused_and_the_others_serve() {
+    let hsm = Hsm::new();
+    hsm.generate("good");
+    hsm.generate("twin");
+    hsm.tool_ok(&[
+        "--keygen",
+        "--key-type",
+        "AES:32",
+        "--label",
+        "twin",
+        "--sensitive",
+    ]);
+    hsm.tool_ok(&[
+        "--keygen",
+        "--key-type",
+        "AES:32",
+        "--label",
+        "loose",
+        "--sensitive",
+        "--extractable",
+    ]);
+    std::fs::write(hsm.path("key.bin"), [3; 32]).unwrap();
+    let bytes = hsm.path("key.bin");
+    hsm.tool_ok(&[
+        "--write-object",
+        bytes.to_str().unwrap(),
+        "--type",
+        "secrkey",
+        "--key-type",
+        "AES:32",
+        "--label",
+        "import",
+        "--sensitive",
+        "--usage-decrypt",
+    ]);
+    let keys = ["good", "twin", "loose", "absent", "import"].map(key);
+    let rig = Rig::new(hsm, &keys).await;
+    assert_eq!(*rig.token.health().borrow(), Health::Ready);
+    rig.token.wrap("good", &secret(1), b"x").await.unwrap();
+    for (name, words) in [
+        ("twin", "key twin: two keys are labelled \"twin\""),
+        (
+            "loose",
+            "key loose: CKA_EXTRACTABLE is true; a wrapping key must never leave the token",
+        ),
+        (
+            "absent",
+            "key absent: no key on the token is labelled \"absent\"",
+        ),
+        ("import", "key import: CKA_"),
+    ] {
+        let error = rig.token.wrap(name, &secret(1), b"x").await.unwrap_err();
+        let TokenError::Misconfigured { detail, .. } = &error else {
+            panic!("{error:?}")
+        };
+        assert!(detail.starts_with(words), "{detail}");
+    }
+    let states = rig.token.keys();
+    assert!(states[0].ready && states[1..].iter().all(|k| !k.ready && k.problem.is_some()));
+}
+
+#[tokio::test]
+async fn when_no_key_passes_the_token_is_misconfigured_until_the_keys_are_set_right() {
+    let hsm = Hsm::new();
+    let rig = Rig::new(hsm, &[key("late")]).await;
+    assert_eq!(*rig.token.health().borrow(), Health::Misconfigured);
+    let status = rig.token.status();
+    assert!(
+        status
+            .detail
+            .unwrap()
+            .contains("no key on the token is labelled"),
+        "{:?}",
+        status.hint
+    );
+    let opened = rig.token.generate_key("late").await.unwrap();
+    assert!(!opened.attributes.is_empty());
+    let taken = rig.token.generate_key("late").await.unwrap_err();
+    assert!(matches!(taken, TokenError::Exists { .. }), "{taken:?}");
+    rig.token.set_keys(vec![key("late")]);
+    let mut health = rig.token.health();
+    health.wait_for(|h| *h == Health::Ready).await.unwrap();
+    rig.token.wrap("late", &secret(1), b"x").await.unwrap();
+}
+
+#[tokio::test]
+async fn rule_18_another_key_under_the_same_label_is_not_the_key_it_was() {
+    let hsm = Hsm::new();
+    hsm.generate("archive");
+    let mut rig = Rig::new(hsm, &[key("archive")]).await;
+    rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
+    let canary = rig.store.load("archive").unwrap().unwrap();
+    rig.respawn();
+    rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
+    assert_eq!(
+        rig.store.load("archive").unwrap().unwrap(),
+        canary,
+        "made once"
+    );
+    rig.hsm
+        .tool_ok(&["--delete-object", "--type", "secrkey", "--label", "archive"]);
+    rig.hsm.generate("archive");
+    rig.respawn();
+    let mut health = rig.token.health();
+    health
+        .wait_for(|h| *h == Health::Misconfigured)
+        .await
+        .unwrap();
+    let error = rig
+        .token
+        .wrap("archive", &secret(1), b"x")
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("is not the key it was"),
+        "{error}"
+    );
+    assert!(matches!(error, TokenError::Misconfigured { .. }));
+}
+
+#[tokio::test]
+async fn rule_18_a_check_value_is_the_tokens_own_three_bytes() {
+    let hsm = Hsm::new();
+    hsm.generate("archive");
+    let rig = Rig::new(hsm, &[key("archive")]).await;
+    let value = rig.token.keys()[0].check_value;
+    let out = rig.hsm.tool(&["--list-objects", "--type", "secrkey"]);
+    println!("{value:02x?} {}", String::from_utf8_lossy(&out.stdout));
+    if let Some(value) = value {
+        assert_ne!(value, [0; 3]);
+    }
+}

@@ -1,0 +1,138 @@
+//! The token layer against a real SoftHSM: worker processes, gate, canary,
+//! and what happens when each is wrong.
+//!
+//! Each test has a token directory of its own. The worker's environment is
+//! set by a small script in its place, because the environment of this test
+//! process is shared by all tests.
+//!
+//! `calls`: wrap, unwrap, random; `keys`: generation, gate, canary; `set_up`:
+//! wrong modules, labels and PINs; `workers`: their deaths and their walls.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod calls;
+mod hsm;
+mod keys;
+mod set_up;
+mod workers;
+
+use std::collections::HashMap;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use strongroom::config;
+use strongroom::secret::Secret32;
+use strongroom::token::{self, Canary, CanaryStore, Health, KeySpec, Stuck, Token};
+use tokio::sync::mpsc;
+
+use hsm::Hsm;
+
+fn key(label: &str) -> KeySpec {
+    KeySpec {
+        name: label.into(),
+        label: label.into(),
+        imported: false,
+    }
+}
+
+#[derive(Default)]
+struct Store(Mutex<HashMap<String, Canary>>);
+
+impl CanaryStore for Store {
+    fn load(&self, key: &str) -> Result<Option<Canary>, String> {
+        Ok(self.0.lock().unwrap().get(key).cloned())
+    }
+    fn save(&self, key: &str, canary: &Canary) -> Result<(), String> {
+        self.0.lock().unwrap().insert(key.into(), canary.clone());
+        Ok(())
+    }
+}
+
+/// A token handle with its worker.
+struct Rig {
+    hsm: Hsm,
+    token: Token,
+    child: Child,
+    store: Arc<Store>,
+    stuck: mpsc::Receiver<Stuck>,
+}
+
+impl Rig {
+    async fn new(hsm: Hsm, keys: &[KeySpec]) -> Self {
+        let config = hsm.config();
+        Self::with(hsm, &config, keys).await
+    }
+
+    async fn with(hsm: Hsm, config: &config::Token, keys: &[KeySpec]) -> Self {
+        let store = Arc::new(Store::default());
+        let (to, stuck) = mpsc::channel(16);
+        let token = Token::new("primary", config.call_timeout.duration(), store.clone(), to);
+        token.set_keys(keys.to_vec());
+        let (child, link) = token::spawn(config, &hsm.exe).unwrap();
+        token.attach(link, child.id());
+        let rig = Self {
+            hsm,
+            token,
+            child,
+            store,
+            stuck,
+        };
+        rig.settled().await;
+        rig
+    }
+
+    async fn settled(&self) {
+        let mut health = self.token.health();
+        let settled = health.wait_for(|h| !matches!(h, Health::Starting | Health::Recovering));
+        tokio::time::timeout(Duration::from_secs(20), settled)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    fn respawn(&mut self) {
+        self.kill();
+        let (child, link) = token::spawn(&self.hsm.config(), &self.hsm.exe).unwrap();
+        self.token.attach(link, child.id());
+        self.child = child;
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits for its end, without keeping the runtime from working.
+    async fn exit_code(&mut self) -> Option<i32> {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the worker lives on");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn secret(byte: u8) -> Secret32 {
+    Secret32::from_slice(&[byte; 32]).unwrap()
+}
