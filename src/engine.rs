@@ -176,7 +176,11 @@ impl Engine {
     #[must_use]
     pub fn is_reserved(&self, _bucket: &str, key: &str) -> bool {
         let prefix = &self.settings.keyslot_prefix;
-        key.starts_with(prefix) || folded(key).starts_with(prefix.as_str())
+        let folded = folded(key);
+        key.starts_with(prefix)
+            || folded.starts_with(prefix.as_str())
+            // A file of the directory's name would bar the way to all slots.
+            || folded == prefix.trim_end_matches('/')
     }
 
     /// Resolves when running requests must end.

@@ -17,7 +17,7 @@ pub fn store_error(error: &StoreError) -> Error {
         StoreError::Archived => ErrorKind::Archived,
         StoreError::Invalid { .. } => ErrorKind::Malformed,
         StoreError::Away { .. } | StoreError::SlowDown { .. } => ErrorKind::StoreAway,
-        StoreError::Spool { .. } => ErrorKind::SpoolFull,
+        StoreError::Spool { .. } => ErrorKind::StateFailed,
         StoreError::Corrupt { .. } | StoreError::Failed { .. } => ErrorKind::StoreFailed,
     };
     Error::new(kind, error.to_string())

@@ -10,9 +10,9 @@ mod proof;
 
 pub use body::PlaintextBody;
 
-use crate::api::{Error, ErrorKind};
+use crate::api::{Error, ErrorKind, Receipt};
 use crate::binding;
-use crate::catalog::Standing;
+use crate::catalog::{CatalogError, Standing};
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
 use crate::message::{Header, Parsed, Permit};
@@ -89,7 +89,10 @@ pub async fn get(
 ) -> Result<(Facts, PlaintextBody), Error> {
     engine.check_reserved(&request.place)?;
     let whole = request.wanted == Wanted::Whole;
-    let hint = expected_size(engine, &request).await;
+    // Before the first byte is asked for: what was current then is no
+    // rollback, even if it is replaced while this request runs.
+    let known = known(engine, &request).await?;
+    let hint = known.as_ref().map(|receipt| receipt.stored_size);
     let first = if whole {
         let settings = &engine.settings;
         let part = settings.part_size + u64::from(settings.frame_length);
@@ -124,7 +127,7 @@ pub async fn get(
     let (opener, wrapping_key) = engine.keyring.open(&header).await?;
     let place = request.bound_to.as_ref().unwrap_or(&request.place);
     let created = binding::check(header.context(), place, request.allow_unbound)?;
-    let foreign = check_standing(engine, &request, &header, created, &window.pin).await?;
+    let foreign = check_standing(engine, &request, &header, created, known, &window.pin).await?;
 
     let sealed = proof::prove(engine, &request, window, Arc::new(opener)).await?;
     let len = sealed.plaintext_len();
@@ -150,14 +153,18 @@ pub async fn get(
     Ok((facts, body))
 }
 
-/// The stored size by the catalogue: a hint for the first fetch, no more.
-async fn expected_size(engine: &Engine, request: &GetRequest) -> Option<u64> {
-    let known = engine
-        .catalog
-        .lookup(&request.place.bucket, &request.place.key)
-        .await
-        .ok()??;
-    Some(known.receipt.stored_size)
+/// The receipt of what this host stored there last, if it is there still.
+async fn known(engine: &Engine, request: &GetRequest) -> Result<Option<Receipt>, Error> {
+    let Place { bucket, key } = &request.place;
+    let known = engine.catalog.lookup(bucket, key).await;
+    let known = known.map_err(|e| unreadable(&e))?;
+    Ok(known
+        .filter(|known| !known.deleted)
+        .map(|known| known.receipt))
+}
+
+fn unreadable(error: &CatalogError) -> Error {
+    Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(error)
 }
 
 /// SECURITY rule 6. True if another writer stored it.
@@ -166,20 +173,31 @@ async fn check_standing(
     request: &GetRequest,
     header: &Header,
     created: u64,
+    known: Option<Receipt>,
     pin: &Pin,
 ) -> Result<bool, Error> {
     if request.version_id.is_some() {
         return Ok(false);
     }
-    let place = &request.place;
     let message_id = header.message_id().to_string();
-    let state_failed =
-        |e| Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(e);
-    let standing = engine
-        .catalog
-        .classify(&place.bucket, &place.key, &message_id, created)
-        .await
-        .map_err(state_failed)?;
+    if known.is_some_and(|receipt| receipt.message_id == message_id) {
+        return Ok(false);
+    }
+    let place = &request.place;
+    let classify = || async {
+        engine
+            .catalog
+            .classify(&place.bucket, &place.key, &message_id, created)
+            .await
+            .map_err(|e| unreadable(&e))
+    };
+    let mut standing = classify().await?;
+    if standing == Standing::Newer {
+        // It may be one of our own that S3 has and whose receipt is being
+        // written: its writer holds the place.
+        let _guard = engine.lock_place(place).await;
+        standing = classify().await?;
+    }
     match standing {
         Standing::Unknown | Standing::Current(_) => Ok(false),
         Standing::Superseded { .. } => Err(Error::new(
@@ -197,17 +215,12 @@ async fn check_standing(
                 message_id,
                 "foreign write"
             );
+            let version = pin.version_id.as_deref();
             engine
                 .catalog
-                .record_foreign(
-                    &place.bucket,
-                    &place.key,
-                    &message_id,
-                    created,
-                    pin.version_id.as_deref(),
-                )
+                .record_foreign(&place.bucket, &place.key, &message_id, created, version)
                 .await
-                .map_err(state_failed)?;
+                .map_err(|e| unreadable(&e))?;
             Ok(true)
         }
     }

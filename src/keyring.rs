@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -19,6 +20,10 @@ use crate::token::{Canary, CanaryStore, KeySpec, Stuck, Token, TokenError};
 /// Unwrap attempts per open, SECURITY rule 4: a header may carry 16 EDKs that
 /// all claim to be ours, and each costs a token call.
 const MAX_UNWRAPS: usize = 8;
+
+/// How long a token is believed to work after it last did: an idle one is
+/// probed every 10 s, so that one probe may fail.
+const PROOF_LASTS: Duration = Duration::from_secs(30);
 
 /// The configured wrapping keys and the tokens that hold them.
 pub struct Keyring {
@@ -115,6 +120,18 @@ impl Keyring {
         let mut all: Vec<_> = self.read().tokens.values().map(Token::status).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// Whether a wrap and an unwrap succeeded within the last 30 s on a token
+    /// that holds an active key.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        let live = self.read();
+        live.keys
+            .iter()
+            .filter(|key| key.is_active())
+            .filter_map(|key| live.tokens.get(&key.token)?.last_proof())
+            .any(|at| at.elapsed() < PROOF_LASTS)
     }
 
     /// Every configured key with its attributes as its token reports them.
@@ -239,7 +256,8 @@ impl Keyring {
                 .await
             {
                 Ok(secret) => secret,
-                Err(TokenError::BadCiphertext) => continue,
+                // Too long for the token, say: as good as not authentic.
+                Err(TokenError::BadCiphertext | TokenError::Rejected { .. }) => continue,
                 Err(error) => {
                     away = Some(Error::from(error));
                     continue;

@@ -165,11 +165,12 @@ impl<'e> Job<'e> {
         while !unless(&mut cancel, assembly.fill_frame(source)).await? {
             assembly.seal(&mut sealer)?;
             if assembly.is_full() {
-                let body = assembly.take_part().await?;
+                let body = unless(&mut cancel, assembly.take_part()).await?;
+                self.begin().await?;
                 unless(&mut cancel, self.send(body)).await?;
                 unless(&mut cancel, assembly.next_part()).await?;
             } else {
-                assembly.make_room().await?;
+                unless(&mut cancel, assembly.make_room()).await?;
             }
         }
         let finished = assembly.seal_final(sealer)?;
@@ -181,49 +182,62 @@ impl<'e> Job<'e> {
                 format!("{declared} bytes were declared and {finished} arrived"),
             ));
         }
-        let last = assembly.take_part().await?;
+        let last = unless(&mut cancel, assembly.take_part()).await?;
 
         if needs_slot {
-            self.write_header_slot().await?;
+            unless(&mut cancel, self.write_header_slot()).await?;
         }
-        if self.upload.is_some() {
-            self.send(last).await?;
-            let guard = self.engine.lock_place(&self.place).await;
-            // `complete` consumes the upload and aborts it if it fails.
-            let stored = match self.upload.take() {
-                Some(upload) => upload.complete().await.map_err(|e| store_error(&e))?,
-                None => return Err(Error::new(ErrorKind::Internal, "the upload vanished")),
-            };
+        let engine = self.engine;
+        let place = self.place.clone();
+        let lock = async { Ok(engine.lock_place(&place).await) };
+        if self.upload.is_none() {
+            let guard = unless(&mut cancel, lock).await?;
+            let stored = engine
+                .store
+                .put(&self.place, &self.attributes, last)
+                .await
+                .map_err(|e| store_error(&e))?;
             return Ok((finished, stored, guard));
         }
-        let guard = self.engine.lock_place(&self.place).await;
-        let stored = self
-            .engine
-            .store
-            .put(&self.place, &self.attributes, last)
-            .await
-            .map_err(|e| store_error(&e))?;
+        // Whatever may wait for others comes before the one request that
+        // makes the object, and only that is not interrupted.
+        unless(&mut cancel, self.send(last)).await?;
+        unless(&mut cancel, self.drained()).await?;
+        let guard = unless(&mut cancel, lock).await?;
+        // `complete` consumes the upload and aborts it if it fails.
+        let stored = match self.upload.take() {
+            Some(upload) => upload.complete().await.map_err(|e| store_error(&e))?,
+            None => return Err(Error::new(ErrorKind::Internal, "the upload vanished")),
+        };
         Ok((finished, stored, guard))
     }
 
+    /// Begins the multipart upload, once. Never interrupted: an upload that
+    /// the store has begun and whose id nobody holds cannot be aborted.
+    async fn begin(&mut self) -> Result<(), Error> {
+        if self.upload.is_none() {
+            let concurrency = self.engine.settings.concurrency;
+            let store = &self.engine.store;
+            let begun = store.begin(&self.place, &self.attributes, concurrency);
+            self.upload = Some(begun.await.map_err(|e| store_error(&e))?);
+        }
+        Ok(())
+    }
+
+    /// The upload stays in `self` while this works, so that `put` finds and
+    /// aborts it if this is interrupted.
     async fn send(&mut self, body: PartBody) -> Result<(), Error> {
-        // Kept in `self` while it works, so that a cancelled send leaves the
-        // upload where `put` finds it and aborts it.
-        let upload = match &mut self.upload {
-            Some(upload) => upload,
-            none => none.insert(
-                self.engine
-                    .store
-                    .begin(
-                        &self.place,
-                        &self.attributes,
-                        self.engine.settings.concurrency,
-                    )
-                    .await
-                    .map_err(|e| store_error(&e))?,
-            ),
-        };
-        upload.send(body).await.map_err(|e| store_error(&e))
+        match &mut self.upload {
+            Some(upload) => upload.send(body).await.map_err(|e| store_error(&e)),
+            None => Err(Error::new(ErrorKind::Internal, "the upload vanished")),
+        }
+    }
+
+    async fn drained(&mut self) -> Result<(), Error> {
+        match &mut self.upload {
+            Some(upload) => upload.drained().await.map_err(|e| store_error(&e)),
+            None => Ok(()),
+        }
     }
 
     /// Slot 0: the exact header bytes, where they do not fit user metadata.

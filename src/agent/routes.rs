@@ -19,6 +19,8 @@ use super::state::App;
 
 /// Longest JSON body we read, in bytes.
 const MAX_JSON: usize = 64 << 10;
+/// How long it may take to arrive.
+const JSON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Answers one request. Errors have become problems when this returns.
 pub(super) async fn answer(
@@ -179,9 +181,10 @@ fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
 }
 
 async fn generate_key(app: &App, body: Incoming) -> Result<Response<Body>, Error> {
-    let bytes = http_body_util::Limited::new(body, MAX_JSON)
-        .collect()
+    let body = http_body_util::Limited::new(body, MAX_JSON).collect();
+    let bytes = tokio::time::timeout(JSON_PATIENCE, body)
         .await
+        .map_err(|_| Error::new(ErrorKind::TooSlow, "the body did not arrive in time"))?
         .map_err(|e| malformed("the body cannot be read, or is too long").log(e))?
         .to_bytes();
     let wanted: GenerateKey = serde_json::from_slice(&bytes)

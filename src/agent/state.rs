@@ -47,6 +47,9 @@ impl App {
             .keys()
             .iter()
             .any(|k| k.usage == "active" && k.ready);
+        if ready && !self.engine.keyring.is_proven() {
+            return "recovering";
+        }
         if ready && tokens.iter().all(|t| t.health == "ready") {
             return "ready";
         }
@@ -88,6 +91,9 @@ impl App {
             let key = keys.iter().find(|k| k.usage == "active");
             let detail = match key {
                 None => "no wrapping key is active".to_owned(),
+                Some(key) if key.ready => {
+                    "no wrap and unwrap has succeeded in the last 30 s".to_owned()
+                }
                 Some(key) => format!(
                     "wrapping key {:?} is not ready: {}",
                     key.name,

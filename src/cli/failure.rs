@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::ui::shown;
 use crate::api;
 use crate::config::ConfigError;
 
@@ -56,11 +57,13 @@ impl Failure {
     /// The agent's error; `what` names what failed.
     pub(super) fn api(what: impl std::fmt::Display, error: &api::Error) -> Self {
         let (kind, detail) = (error.kind, &error.detail);
+        // It may quote the store or an object's name: no line breaks and no
+        // escapes of theirs on this terminal.
         // What a refused object is accused of stands in the table; the detail
         // is the evidence.
         let why = match kind.status() {
-            422 => format!("{}: {detail}", kind.title()),
-            _ => detail.clone(),
+            422 => format!("{}: {}", kind.title(), shown(detail)),
+            _ => shown(detail),
         };
         Self::new(kind.exit_code(), format!("{what}: {why}")).hint(error.hint_text())
     }

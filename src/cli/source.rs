@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -184,7 +185,11 @@ impl Source {
                 progress.advance(bytes);
                 sent
             };
-            if let Err(failure) = self.pump(send) {
+            // A body without declared length ends when its senders are gone:
+            // they must not be gone because this thread fell over.
+            let pumped = catch_unwind(AssertUnwindSafe(|| self.pump(send)))
+                .unwrap_or_else(|_| Err(Failure::new(FAILED, "reading the source failed")));
+            if let Err(failure) = pumped {
                 slot.set(failure);
                 // The other side may have gone first.
                 drop(aborted.blocking_send(Err(io::Error::other("the source failed"))));

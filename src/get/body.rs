@@ -152,7 +152,7 @@ impl Stream {
         while self.in_flight.len() < self.engine.settings.concurrency {
             let alone = self.in_flight.is_empty();
             let pool = &self.engine.pool;
-            if !alone && pool.in_use() >= pool.budget() / 2 {
+            if !alone && (pool.waiting() > 0 || pool.in_use() >= pool.budget() / 2) {
                 break;
             }
             let Some(frames) = self.chunks.peek() else {

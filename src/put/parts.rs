@@ -100,6 +100,12 @@ impl<'e> Assembly<'e> {
             let room = (from + (64 << 10)).min(end).min(buffer.capacity());
             buffer.resize(buffer.len().max(room));
             let to = buffer.len().min(end);
+            if to <= from {
+                return Err(Error::new(
+                    ErrorKind::Incomplete,
+                    "more bytes arrived than were declared",
+                ));
+            }
             self.filled += source.read(&mut buffer.as_mut_slice()[from..to]).await?;
         }
         source.ended().await

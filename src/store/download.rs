@@ -297,6 +297,18 @@ fn describe(
         content_type: answer.content_type().map(str::to_owned),
         last_modified: answer.last_modified().and_then(instant),
     };
+    if let (None, Some(version)) = (&select.pin, &select.version_id)
+        && pin.version_id.as_ref() != Some(version)
+    {
+        // Whoever names a version is not warned of an old one.
+        return Err(match &pin.version_id {
+            Some(_) => told("another version than the one asked for"),
+            None => StoreError::NoSuchVersion {
+                bucket: place.bucket.clone(),
+                key: place.key.clone(),
+            },
+        });
+    }
     if let Some(before) = &select.pin {
         // A store that ignores If-Match or the version still tells what it
         // served.

@@ -134,7 +134,7 @@ impl Store {
     /// object that `attributes` belong to.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] if there is one already.
+    /// [`StoreError::Exists`] if there is another one already.
     pub async fn put_slot(
         &self,
         bucket: &str,
@@ -146,9 +146,17 @@ impl Store {
         let mut attributes = attributes.retention_only();
         attributes.if_none_match = true;
         attributes.content_type = Some("application/octet-stream".into());
-        self.put(&place, &attributes, PartBody::Memory(slot))
-            .await?;
-        Ok(())
+        let sent = self.put(&place, &attributes, PartBody::Memory(slot.clone()));
+        match sent.await {
+            Ok(_) => Ok(()),
+            // A retry finds what its lost answer had stored: read it back
+            // (SECURITY rule 8).
+            Err(StoreError::Exists) => match self.get_slot(bucket, name, slot.len()).await {
+                Ok(there) if there == slot => Ok(()),
+                _ => Err(StoreError::Exists),
+            },
+            Err(error) => Err(error),
+        }
     }
 
     /// After a failure that may hide a success: is the object there ours?
@@ -158,7 +166,10 @@ impl Store {
         expected: &Expected<'_>,
         error: StoreError,
     ) -> Result<Stored, StoreError> {
-        let doubtful = error.is_ambiguous() || matches!(error, StoreError::Exists);
+        // After a first attempt that timed out on our side alone, the second
+        // one's 412 or 409 speaks of the first.
+        let doubtful = error.is_ambiguous()
+            || matches!(error, StoreError::Exists | StoreError::Conflict { .. });
         let Some(message_id) = expected.message_id.filter(|_| doubtful) else {
             return Err(error);
         };
@@ -180,7 +191,14 @@ impl Store {
             return Err(error);
         }
         let size = head.content_length().and_then(|n| u64::try_from(n).ok());
+        let stored = Stored {
+            version_id: head.version_id().map(str::to_owned),
+            etag: head.e_tag().map(str::to_owned),
+            checksum: expected.told.to_owned(),
+            size: expected.size,
+        };
         if size != Some(expected.size) {
+            self.undo(place, &stored).await;
             return Err(StoreError::corrupt(format!(
                 "the object has {size:?} bytes, {} were sent",
                 expected.size
@@ -189,15 +207,11 @@ impl Store {
         if let Some(theirs) = told_checksum!(head, kind)
             && theirs != expected.base64
         {
+            self.undo(place, &stored).await;
             return Err(disagreement("the object", expected.base64, theirs));
         }
         tracing::info!(%place, message_id, %error, "the answer was lost, the object is there");
-        Ok(Stored {
-            version_id: head.version_id().map(str::to_owned),
-            etag: head.e_tag().map(str::to_owned),
-            checksum: expected.told.to_owned(),
-            size: expected.size,
-        })
+        Ok(stored)
     }
 
     /// Removes an object that the store says it altered: exactly that version,

@@ -118,6 +118,22 @@ impl Upload {
         Ok(())
     }
 
+    /// Waits until every part is at the store: what can take long, before
+    /// what must not be interrupted.
+    ///
+    /// # Errors
+    /// The first error of any part; the upload is then good only for
+    /// [`Upload::abort`].
+    pub async fn drained(&mut self) -> Result<(), StoreError> {
+        while self.first_error.is_none() {
+            match self.sending.join_next().await {
+                Some(done) => self.note(done),
+                None => break,
+            }
+        }
+        self.first_error.clone().map_or(Ok(()), Err)
+    }
+
     /// Waits for all parts, compares, and makes the object.
     ///
     /// # Errors
@@ -125,13 +141,7 @@ impl Upload {
     /// been aborted then, and no object of ours is there as far as the store
     /// can be asked.
     pub async fn complete(mut self) -> Result<Stored, StoreError> {
-        while self.first_error.is_none() {
-            match self.sending.join_next().await {
-                Some(done) => self.note(done),
-                None => break,
-            }
-        }
-        if let Some(error) = self.first_error.take() {
+        if let Err(error) = self.drained().await {
             self.abort().await;
             return Err(error);
         }
