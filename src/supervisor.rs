@@ -37,6 +37,8 @@ use workers::Workers;
 /// What the server may take beyond `shutdown_grace` to abort the uploads of
 /// requests that did not finish.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether the last workers have ended.
+const LEAVING_TICK: Duration = Duration::from_millis(20);
 /// How long the server may take to answer a reload. It builds everything
 /// anew, but calls neither token nor store.
 const RELOAD: Duration = Duration::from_secs(10);
@@ -108,7 +110,6 @@ pub fn run(config_path: &Path) -> Result<(), SupervisorError> {
 /// Runs a token worker (`strongroom token-worker`) until its link ends.
 #[must_use]
 pub fn token_worker_main() -> ExitCode {
-    confine::die_with_parent();
     crate::log::init("token-worker");
     crate::token::worker::main()
 }
@@ -208,8 +209,11 @@ impl Supervisor {
         if let Some(status) = self.server.reap() {
             self.workers.server_ended(now);
             self.refuse_reload("the server ended meanwhile", "see the agent's log");
-            if self.stopping.is_none() {
-                self.server.ended(status, now)?;
+            if self.stopping.is_none()
+                && let Err(error) = self.server.ended(status, now)
+            {
+                self.workers_leave().await;
+                return Err(error);
             }
         }
         self.workers.reap(now);
@@ -251,6 +255,18 @@ impl Supervisor {
             self.refuse_reload("the server did not answer", "see the agent's log");
         }
         Ok(self.flush().await)
+    }
+
+    /// Lets the workers end by themselves: their links have. One may be
+    /// logging in, and a soft token that is killed while it writes its own
+    /// files may not come back.
+    async fn workers_leave(&mut self) {
+        while !self.workers.gone() {
+            tokio::time::sleep(LEAVING_TICK).await;
+            let now = Instant::now();
+            self.workers.reap(now);
+            self.workers.kill_overdue(now);
+        }
     }
 
     /// Tells the server what it must know. Always false, for the caller.

@@ -106,7 +106,7 @@ fn a_good_set_up_has_no_fault() {
     );
     let all = serde_json::to_string(&found).unwrap();
     for word in [
-        "1 tokens, 1 keys",
+        "tokens: 1, keys: 1",
         "a software token",
         "passes the start-up gate",
         "versioning off",

@@ -21,8 +21,8 @@ const LOST_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::
 const MISCONFIGURED_DELAYS: (Duration, Duration) =
     (Duration::from_secs(5), Duration::from_secs(60));
 /// How long a worker may take to notice that its link is closed: it has
-/// nothing to finish, but may be inside its module.
-const LEAVE: Duration = Duration::from_secs(1);
+/// nothing to finish, but may be inside its module, even logging in.
+const LEAVE: Duration = Duration::from_secs(5);
 /// The same for one whose token was reconfigured: the server may let requests
 /// finish on the old link.
 const RETIRE: Duration = Duration::from_secs(15);

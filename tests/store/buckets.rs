@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use strongroom::store::{Attributes, Place, Select, StoreError};
 
-use crate::null_store::NullStore;
+use crate::null_store::{Fault, NullStore, Op};
 use crate::{bytes, memory, ours, place, start, store_with};
 
 #[tokio::test]
@@ -83,11 +83,22 @@ async fn slots_are_written_once_and_keep_their_retention() {
         .put_slot("bucket", "p/id/0", slot.clone(), &attributes)
         .await
         .unwrap();
+    let other = Bytes::from_static(b"else");
     let error = store
-        .put_slot("bucket", "p/id/0", slot, &attributes)
+        .put_slot("bucket", "p/id/0", other, &attributes)
         .await
         .unwrap_err();
     assert!(matches!(error, StoreError::Exists));
+    // The same again, as a retry after a lost answer writes it, is no fault.
+    store
+        .put_slot("bucket", "p/id/0", slot.clone(), &attributes)
+        .await
+        .unwrap();
+    null.inject(Op::Put, 1, 1, Fault::LostReply);
+    store
+        .put_slot("bucket", "p/id2/0", slot, &attributes)
+        .await
+        .unwrap();
     assert_eq!(
         store
             .get_slot("bucket", "p/id/0", 4)

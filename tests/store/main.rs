@@ -31,9 +31,9 @@ const TINY: Limits = Limits {
 };
 const QUICK: Timing = Timing {
     connect: Duration::from_millis(500),
-    stall: Duration::from_millis(300),
-    answer: Duration::from_millis(800),
-    complete: Duration::from_millis(800),
+    stall: Duration::from_millis(500),
+    answer: Duration::from_millis(1500),
+    complete: Duration::from_millis(1500),
     backoff: Duration::from_millis(1),
     slowest: 1 << 30,
 };

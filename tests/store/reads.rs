@@ -98,4 +98,12 @@ async fn reads_get_what_they_asked_for_or_an_error() {
     };
     let error = store.fetch_bytes(&place(), version, 10).await.unwrap_err();
     assert!(matches!(error, StoreError::NoSuchVersion { .. }));
+
+    // Served under that id, but not said to be that version.
+    let version = Select {
+        version_id: Some(null.object("bucket/key").unwrap().version),
+        ..Select::default()
+    };
+    let served = store.fetch_bytes(&place(), version, 100_000).await;
+    assert!(matches!(served, Err(StoreError::NoSuchVersion { .. })));
 }

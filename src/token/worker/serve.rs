@@ -84,6 +84,10 @@ pub(super) fn start(
     };
     let first = open()?;
     module::log_in(&first, &setup.pin)?;
+    // Not before: SoftHSM rewrites the token's file at every login, in place,
+    // and a worker killed in the middle of that leaves no token behind. Until
+    // here the end of the link is what ends an orphan.
+    crate::confine::die_with_parent();
     let mut sessions = vec![first];
     for _ in 1..setup.sessions {
         match open() {
