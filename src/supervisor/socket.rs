@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -132,6 +133,9 @@ fn passed() -> io::Result<Option<OwnedFd>> {
     Ok(Some(socket))
 }
 
+/// How long a killed agent's server may take to be gone.
+const DYING: Duration = Duration::from_secs(2);
+
 /// Removes a dead agent's socket; refuses a live one's, and anything else.
 fn clear_the_way(path: &Path) -> Result<(), SupervisorError> {
     let Ok(meta) = path.symlink_metadata() else {
@@ -144,7 +148,15 @@ fn clear_the_way(path: &Path) -> Result<(), SupervisorError> {
             "move it away, or choose another agent.socket",
         ));
     }
-    match UnixStream::connect(path) {
+    // A server whose agent was killed may still be on its way out, thread by
+    // thread, with the socket open: asked again before it is believed.
+    let patience = Instant::now() + DYING;
+    let mut answer = UnixStream::connect(path);
+    while answer.is_ok() && Instant::now() < patience {
+        std::thread::sleep(DYING / 20);
+        answer = UnixStream::connect(path);
+    }
+    match answer {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             tracing::info!(socket = %shown, "replacing the socket of a dead agent");
             std::fs::remove_file(path).map_err(|error| {
