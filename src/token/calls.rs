@@ -14,16 +14,18 @@ use super::IV_LEN;
 use super::canary::CanaryStore;
 use super::error::TokenError;
 use super::handle::{Stuck, Wrapped};
+use super::ledger::{Charge, Purpose, WrapCounts};
 use super::link::{Closed, Link};
 use super::manager::Command;
 use super::pool::{self, Pool};
 use super::protocol::{Frame, Reply, Request};
-use super::state::{Health, State};
+use super::state::{Health, Slot, State};
 
 /// What the handle and its manager share.
 pub(super) struct Inner {
     pub(super) name: String,
     pub(super) canaries: Arc<dyn CanaryStore>,
+    pub(super) counts: Arc<WrapCounts>,
     pub(super) call_timeout: Duration,
     pub(super) state: watch::Receiver<State>,
     pub(super) health: watch::Receiver<Health>,
@@ -118,20 +120,38 @@ impl Inner {
         }
     }
 
+    /// Counts what a request may cost, before it is sent.
+    pub(super) async fn charge(&self, key: &str, purpose: Purpose) -> Result<Charge, TokenError> {
+        timeout(self.call_timeout, self.counts.charge(key, purpose))
+            .await
+            .unwrap_or_else(|_| {
+                let detail = format!("key {key}: its wraps could not be counted in time");
+                Err(TokenError::Uncounted { detail })
+            })
+    }
+
     pub(super) async fn wrap_on(
         &self,
         link: &Link,
+        name: &str,
         key: u32,
         data_key: &Secret32,
         aad: &[u8],
     ) -> Result<Wrapped, TokenError> {
+        let charge = self.charge(name, Purpose::DataKey).await?;
         let data_key = data_key.expose();
         let frame = self
             .call(link, &Request::Wrap { key, data_key, aad })
             .await?;
-        let Ok(Reply::Wrapped { iv, ciphertext }) = frame.decode() else {
+        let Ok(Reply::Wrapped {
+            iv,
+            ciphertext,
+            wraps,
+        }) = frame.decode()
+        else {
             return Err(strange());
         };
+        charge.spent(wraps);
         let ciphertext = ciphertext.try_into().map_err(|_| strange())?;
         self.wrapped.set(self.epoch);
         Ok(Wrapped { iv, ciphertext })
@@ -160,18 +180,23 @@ impl Inner {
     }
 
     pub(super) async fn probe(&self) -> Result<(), TokenError> {
+        // A key at its limit wraps no more, not even to prove that it could.
+        let wraps = |key: &&Slot| !self.counts.is_exhausted(&key.spec.name);
         let route = |state: &State| {
-            let ready = state.keys.iter().find(|key| key.opened.is_some());
-            let name = ready
-                .or(state.keys.first())
-                .map(|key| key.spec.name.clone())?;
-            state.route(&name)
+            let mut keys = state.keys.iter().filter(wraps);
+            let first = keys.clone().next();
+            let name = keys.find(|key| key.opened.is_some()).or(first)?;
+            let name = name.spec.name.clone();
+            let found = state.route(&name)?;
+            Some(found.map(|(link, key)| (link, key, name)))
         };
-        if self.state.borrow().keys.is_empty() {
+        if !self.state.borrow().keys.iter().any(|key| wraps(&key)) {
             let link = self.link().await?;
             return self.call(&link, &Request::Describe).await.map(drop);
         }
-        let (link, key) = self.wait_for(route).await?;
+        let (link, key, name) = self.wait_for(route).await?;
+        // Its reply does not say how many it took.
+        let _charge = self.charge(&name, Purpose::Upkeep).await?;
         self.call(&link, &Request::Probe { key }).await?;
         self.proved();
         Ok(())

@@ -13,6 +13,7 @@ use crate::secret::Secret32;
 use super::calls::{Inner, Proof, strange};
 use super::canary::CanaryStore;
 use super::error::TokenError;
+use super::ledger::WrapCounts;
 use super::manager::{Command, Manager};
 use super::pool::Pool;
 use super::protocol::{KeySpec, OpenedKey, Reply, Request};
@@ -46,7 +47,7 @@ pub struct Stuck {
 /// a deadline of their own wrap the call in it.
 #[derive(Clone)]
 pub struct Token {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     /// The manager runs as long as one of these is alive.
     commands: Arc<mpsc::UnboundedSender<Command>>,
 }
@@ -59,6 +60,7 @@ impl Token {
         name: impl Into<String>,
         call_timeout: Duration,
         canaries: Arc<dyn CanaryStore>,
+        counts: Arc<WrapCounts>,
         stuck: mpsc::Sender<Stuck>,
     ) -> Self {
         let (state, watching) = watch::channel(State::starting());
@@ -67,6 +69,7 @@ impl Token {
         let inner = Arc::new(Inner {
             name: name.into(),
             canaries,
+            counts,
             call_timeout,
             state: watching.clone(),
             health: healthy,
@@ -124,7 +127,7 @@ impl Token {
         aad: &[u8],
     ) -> Result<Wrapped, TokenError> {
         let (link, id) = self.inner.route(key).await?;
-        self.inner.wrap_on(&link, id, data_key, aad).await
+        self.inner.wrap_on(&link, key, id, data_key, aad).await
     }
 
     /// Unwraps a data key.

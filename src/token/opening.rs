@@ -8,6 +8,7 @@ use super::calls::Inner;
 use super::canary::Canary;
 use super::error::TokenError;
 use super::handle::Wrapped;
+use super::ledger::Purpose;
 use super::link::Link;
 use super::protocol::{KeySpec, OpenedKey, Reply, Request};
 
@@ -17,6 +18,8 @@ pub(super) async fn open_key(
     link: &Link,
     spec: &KeySpec,
 ) -> Result<OpenedKey, TokenError> {
+    // The gate's known-good wrap.
+    let _charge = inner.charge(&spec.name, Purpose::Upkeep).await?;
     let frame = inner.call(link, &Request::OpenKey(spec.clone())).await?;
     let Ok(Reply::Key(opened)) = frame.decode() else {
         return Err(TokenError::away(
@@ -70,7 +73,9 @@ async fn make_canary(
     let plaintext = Secret32::random()
         .map_err(|error| TokenError::away(format!("no random bytes: {error}")))?;
     let aad = Canary::aad(&spec.name);
-    let wrapped: Wrapped = inner.wrap_on(link, id, &plaintext, &aad).await?;
+    let wrapped: Wrapped = inner
+        .wrap_on(link, &spec.name, id, &plaintext, &aad)
+        .await?;
     let canary = Canary::new(&plaintext, &wrapped);
     let (store, name) = (Arc::clone(&inner.canaries), spec.name.clone());
     let saved = tokio::task::spawn_blocking(move || store.save(&name, &canary)).await;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use strongroom::token::{CanaryStore as _, Health, TokenError};
+use strongroom::token::{CanaryStore, Health, TokenError};
 
 use crate::hsm::{Hsm, MODULE};
 use crate::{Rig, key, secret};
@@ -178,11 +178,11 @@ async fn rule_18_another_key_under_the_same_label_is_not_the_key_it_was() {
     hsm.generate("archive");
     let mut rig = Rig::new(hsm, &[key("archive")]).await;
     rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
-    let canary = rig.store.load("archive").unwrap().unwrap();
+    let canary = CanaryStore::load(&*rig.store, "archive").unwrap().unwrap();
     rig.respawn();
     rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
     assert_eq!(
-        rig.store.load("archive").unwrap().unwrap(),
+        CanaryStore::load(&*rig.store, "archive").unwrap().unwrap(),
         canary,
         "made once"
     );

@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::token::IV_LEN;
 use crate::token::protocol::{
-    Failure, FailureKind, Frame, HELLO, KeySpec, OpenedKey, Reply, Request, Serve, TokenInfo,
+    Failure, FailureKind, Frame, HELLO, KeySpec, MOST_WRAPS, OpenedKey, Reply, Request, Serve,
+    TokenInfo,
 };
 
 use super::failure::{Class, During, Fault, classify};
@@ -27,6 +28,7 @@ use super::{exit, module};
 /// Attempts at a call that fails with a transient code; with the pauses below
 /// that is at most about 0.3 s, well inside any `call_timeout`.
 const ATTEMPTS: u32 = 4;
+const _: () = assert!(ATTEMPTS <= MOST_WRAPS, "every wrap is counted beforehand");
 /// The pause before the second attempt; it doubles, and up to as much again
 /// is added at random so that sessions do not retry in step.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -252,8 +254,10 @@ impl Thread {
                 "a data key has 32 bytes",
             )));
         }
+        let mut wraps = 0;
         let wrapped = self
             .attempt(|t| {
+                wraps += 1;
                 let Shared {
                     raw, convention, ..
                 } = &*t.shared;
@@ -263,6 +267,7 @@ impl Thread {
         let reply = Reply::Wrapped {
             iv: wrapped.iv,
             ciphertext: &wrapped.ciphertext,
+            wraps,
         };
         self.reply(id, &reply)
     }
