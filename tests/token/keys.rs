@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use strongroom::token::{CanaryStore, Health, TokenError};
+use strongroom::token::{CanaryStore, Health, MOST_WRAPS, TokenError};
 
 use crate::hsm::{Hsm, MODULE};
 use crate::{Rig, key, secret};
@@ -218,4 +218,34 @@ async fn rule_18_a_check_value_is_the_tokens_own_three_bytes() {
     if let Some(value) = value {
         assert_ne!(value, [0; 3]);
     }
+}
+
+#[tokio::test]
+async fn rule_19_gate_canary_probe_and_every_failed_wrap_count() {
+    let hsm = Hsm::new();
+    hsm.generate("archive");
+    let mut config = hsm.config();
+    config.call_timeout = strongroom::config::Timeout::from_secs(1);
+    let mut rig = Rig::with(hsm, &config, &[key("archive")]).await;
+    let used = |rig: &Rig| rig.counts.count("archive").unwrap().used;
+    let most = u64::from(MOST_WRAPS);
+    // The gate says not how many it needed; the canary's wrap was one.
+    assert_eq!(used(&rig), most + 1);
+    let wrapped = rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
+    assert_eq!(used(&rig), most + 2);
+    let (iv, ciphertext) = (&wrapped.iv, &wrapped.ciphertext);
+    let unwrapped = rig.token.unwrap("archive", iv, ciphertext, b"x").await;
+    assert_eq!(unwrapped.unwrap().expose(), secret(1).expose());
+    assert_eq!(used(&rig), most + 2, "an unwrap is none");
+    rig.token.probe().await.unwrap();
+    assert_eq!(used(&rig), 2 * most + 2);
+    // Nobody knows whether this one was made.
+    rig.signal("STOP");
+    let failed = rig.token.wrap("archive", &secret(1), b"x").await;
+    assert_eq!(failed, Err(TokenError::Timeout));
+    assert_eq!(used(&rig), 3 * most + 2);
+    // A recovery passes the gate again.
+    rig.respawn();
+    rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
+    assert_eq!(used(&rig), 4 * most + 3);
 }
