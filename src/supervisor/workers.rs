@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 
 use crate::config::{GcmIv, Token};
 use crate::control::ToServer;
-use crate::token::worker::{LINK_CLOSED, LOCKED, MISCONFIGURED};
+use crate::token::worker::{ABSENT, LINK_CLOSED, LOCKED, MISCONFIGURED};
 use crate::token::{Attempt, Latches};
 
 use super::backoff::Backoff;
 
-/// A worker that was lost is back at once, and does not hammer a dead HSM.
-const LOST_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A worker that was lost is back at once, and does not hammer a dead HSM; the
+/// longest pause leaves a client with the usual `call_timeout` of 10 s enough
+/// of it once the HSM is back.
+const LOST_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
 /// What an operator must mend is looked at again without him, but seldom.
 const MISCONFIGURED_DELAYS: (Duration, Duration) =
     (Duration::from_secs(5), Duration::from_secs(60));
@@ -289,6 +291,15 @@ impl Workers {
                         "misconfigured",
                         "the token worker cannot use the token as configured; its log line says why".into(),
                         "`strongroom doctor` names the fault and its remedy; then reload the agent (SIGHUP)",
+                    ));
+                }
+                Some(ABSENT) => {
+                    let until = now + worker.lost.after(life);
+                    worker.state = State::Waiting { until };
+                    self.outbox.push(worker.down(
+                        "misconfigured",
+                        "the module offers no such token".into(),
+                        "is the HSM reachable? `strongroom doctor` shows what the module offers",
                     ));
                 }
                 other => {

@@ -19,8 +19,7 @@ pub(super) enum Class {
     SessionLost,
     /// The module or the device is gone: a new worker.
     ModuleLost,
-    /// A decrypt that failed for want of a better word: a known-good
-    /// ciphertext decides whether the input or the module is bad.
+    /// It may be the input or the token: a known-good call decides.
     Ambiguous,
     /// This input is refused; nothing else is wrong.
     BadInput,
@@ -33,12 +32,24 @@ pub(super) enum Class {
 /// What was being done when a code came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum During {
-    /// C_DecryptInit or C_Decrypt, on a token that answered a wrong AAD with
-    /// this code at start-up.
+    /// C_EncryptInit or C_Encrypt, of a context that a client chose.
+    Encrypt,
+    /// C_DecryptInit or C_Decrypt of what a store delivered, on a token that
+    /// answered a wrong AAD with this code at start-up.
     Decrypt { bad_ciphertext: CK_RV },
-    /// Anything else.
+    /// Anything else, all of it our own.
     Other,
 }
+
+/// Codes that name a device or a library that is gone: no input brings these
+/// about, so nothing has to be asked before the worker is replaced.
+const GONE: [CK_RV; 5] = [
+    CKR_DEVICE_ERROR,
+    CKR_DEVICE_REMOVED,
+    CKR_TOKEN_NOT_PRESENT,
+    CKR_TOKEN_NOT_RECOGNIZED,
+    CKR_CRYPTOKI_NOT_INITIALIZED,
+];
 
 macro_rules! table {
     ($( $class:ident: $($code:ident)+; )+) => {
@@ -105,9 +116,19 @@ pub(super) fn classify(code: CK_RV, during: During) -> Class {
         .iter()
         .find(|(known, ..)| *known == code)
         .map_or(Class::ModuleLost, |(.., class)| *class);
+    // Whatever is not known to be the input's fault, the session's or the
+    // device's may be anybody's: a context too long for this token, say, which
+    // a client could otherwise use to have the worker replaced over and over.
+    let vague = match class {
+        Class::Configuration => true,
+        Class::ModuleLost => !GONE.contains(&code),
+        _ => false,
+    };
     match during {
+        During::Encrypt if vague => Class::Ambiguous,
         During::Decrypt { bad_ciphertext }
-            if matches!(code, CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED)
+            if vague
+                || code == CKR_FUNCTION_FAILED
                 // What a token says about a bad ciphertext may be any code,
                 // but bad input is known to be just that.
                 || (code == bad_ciphertext && class != Class::BadInput) =>
@@ -150,8 +171,9 @@ impl Fault {
     pub(super) fn failed(&self, what: impl std::fmt::Display) -> Failure {
         let detail = format!("{what}: {self}");
         match self.class() {
-            Class::Transient | Class::SessionLost | Class::ModuleLost | Class::Ambiguous => {
-                Failure::new(FailureKind::Away, detail)
+            Class::Transient => Failure::new(FailureKind::Away, detail),
+            Class::SessionLost | Class::ModuleLost | Class::Ambiguous => {
+                Failure::new(FailureKind::Lost, detail)
             }
             Class::BadInput => Failure::new(FailureKind::Rejected, detail),
             Class::Configuration => Failure::new(FailureKind::Misconfigured, detail),

@@ -15,6 +15,7 @@ use crate::token::protocol::{Attributes, Failure, FailureKind, KeySpec, OpenedKe
 use super::attributes::read;
 use super::failure::{Class, Fault};
 use super::mechanism::{self, Convention, Wrapped};
+use super::module;
 use super::raw::Raw;
 
 /// The AAD of known-good wraps: never an encryption context, which does not
@@ -87,10 +88,20 @@ pub(super) fn labelled(session: &Session, label: &str) -> Result<Vec<ObjectHandl
 
 fn find(session: &Session, spec: &KeySpec) -> Result<ObjectHandle, Failure> {
     let KeySpec { name, label, .. } = spec;
+    let logged_in = |session| {
+        module::logged_in(session)
+            .map_err(|fault| fault.failed(format!("key {name}: no key is labelled {label:?}")))
+    };
     let found = labelled(session, label)
         .map_err(|fault| fault.failed(format!("key {name}: cannot look for its label")))?;
     match found[..] {
         [handle] => Ok(handle),
+        // Private objects are not seen without a login: a token that forgot
+        // it has lost no key.
+        [] if !logged_in(session)? => Err(Failure::new(
+            FailureKind::Lost,
+            format!("key {name}: the token has forgotten the login"),
+        )),
         [] => Err(Failure::misconfigured(
             format!("key {name}: no key on the token is labelled {label:?}"),
             format!("generate it with `strongroom key generate {name}`, or correct its label"),
