@@ -277,6 +277,10 @@ pub struct Token {
     /// Whether the worker may use the network.
     #[serde(default = "yes")]
     pub network: bool,
+    /// Whether each wrap is opened again before the object depends on it: two
+    /// token calls a write instead of one.
+    #[serde(default)]
+    pub verify_wraps: bool,
 }
 
 /// What a wrapping key is used for.

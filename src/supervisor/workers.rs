@@ -51,6 +51,8 @@ struct Worker {
     state: State,
     lost: Backoff,
     misconfigured: Backoff,
+    /// When somebody last said that he had mended something.
+    reloaded: Instant,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,7 @@ impl Worker {
             state: State::Waiting { until: now },
             lost: Backoff::new(LOST_DELAYS.0, LOST_DELAYS.1),
             misconfigured: Backoff::new(MISCONFIGURED_DELAYS.0, MISCONFIGURED_DELAYS.1),
+            reloaded: now,
         }
     }
 
@@ -179,6 +182,7 @@ impl Workers {
                 self.leaving.extend(worker.switch(state, now + RETIRE));
             }
             worker.token = token.clone();
+            worker.reloaded = now;
             self.list.push(worker);
         }
         for mut removed in old {
@@ -285,7 +289,12 @@ impl Workers {
                     self.outbox.push(worker.locked());
                 }
                 Some(MISCONFIGURED) => {
-                    let until = now + worker.misconfigured.after(life);
+                    // One that began before the reload may have met what has
+                    // been mended since.
+                    let until = match *since < worker.reloaded {
+                        true => now,
+                        false => now + worker.misconfigured.after(life),
+                    };
                     worker.state = State::Waiting { until };
                     self.outbox.push(worker.down(
                         "misconfigured",
@@ -392,10 +401,12 @@ fn same(a: &Token, b: &Token) -> bool {
             sessions,
             call_timeout,
             network,
+            verify_wraps,
         } = token;
         let iv: GcmIv = *gcm_iv;
         let place = (module, token_label, serial, pin_file, pin_credential);
-        (name, place, iv, sessions, call_timeout, network)
+        let work = (iv, sessions, call_timeout, verify_wraps);
+        (name, place, work, network)
     }
     parts(a) == parts(b)
 }

@@ -161,6 +161,8 @@ pub(super) struct Serve {
     pub(super) call_timeout: Duration,
     /// The configured IV convention.
     pub(super) gcm_iv: IvChoice,
+    /// Whether each wrap is opened before it is handed out.
+    pub(super) verify_wraps: bool,
 }
 
 /// Where a worker finds its PIN.

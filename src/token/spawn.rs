@@ -72,6 +72,7 @@ impl Setup {
                 pin,
                 sessions: token.sessions,
                 call_timeout: token.call_timeout.duration(),
+                verify_wraps: token.verify_wraps,
                 gcm_iv: match token.gcm_iv {
                     config::GcmIv::Auto => IvChoice::Auto,
                     config::GcmIv::Host => IvChoice::Host,

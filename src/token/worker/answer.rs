@@ -14,6 +14,7 @@ use crate::token::protocol::{Failure, FailureKind, Frame, KeySpec, OpenedKey, Re
 
 use super::failure::{Class, During, Fault, classify};
 use super::gate::{self, Opened};
+use super::mechanism::Wrapped;
 use super::serve::{Shared, Thread};
 use super::{mechanism, module};
 
@@ -105,11 +106,37 @@ impl Thread {
             } = &*t.shared;
             convention.wrap(raw, &t.session, key.handle, data_key, aad)
         })?;
+        if nothing_encrypted(&wrapped, data_key) {
+            let detail = format!("{WHAT}: the token says it encrypted, and did not");
+            return Err(Failure::new(FailureKind::Lost, detail));
+        }
+        if self.shared.verify_wraps {
+            self.verify(&key, &wrapped, data_key, aad)?;
+        }
         let reply = Reply::Wrapped {
             iv: wrapped.iv,
             ciphertext: &wrapped.ciphertext,
         };
         self.reply(id, &reply)
+    }
+
+    /// Opens what was just wrapped (`verify_wraps`): the one way to notice a
+    /// token that alters its output, or wraps with another key than it was
+    /// told, before an object depends on it.
+    fn verify(
+        &mut self,
+        key: &Opened,
+        wrapped: &Wrapped,
+        data_key: &[u8],
+        aad: &[u8],
+    ) -> Result<(), Failure> {
+        const WHAT: &str = "the wrap was not confirmed";
+        let opened = self.attempt(During::Other, |t| {
+            let Wrapped { iv, ciphertext } = wrapped;
+            mechanism::unwrap(&t.shared.raw, &t.session, key.handle, iv, ciphertext, aad)
+        });
+        let same = opened.map(|opened| opened.is_some_and(|found| found[..] == *data_key));
+        self.verdict(same, key, WHAT)
     }
 
     fn unwrap(
@@ -177,7 +204,6 @@ impl Thread {
                 Err(fault) => fault,
             };
             match classify(fault.code, during) {
-                Class::BadInput => return Err(refused(&fault)),
                 Class::Ambiguous if doubted => return Err(refused(&fault)),
                 Class::Ambiguous => {
                     let what = format!("{what}: {fault}");
@@ -217,7 +243,14 @@ impl Thread {
                 FailureKind::Lost,
                 format!("{what}: what key {name} wrapped it does not open"),
             )),
-            Err(fault) => Err(fault.failed(format!("{what}: key {name}"))),
+            Err(fault) => {
+                let mut failure = fault.failed(format!("{what}: key {name}"));
+                // It is what the key took, or made, before.
+                if failure.kind == FailureKind::Rejected {
+                    failure.kind = FailureKind::Lost;
+                }
+                Err(failure)
+            }
         }
     }
 
@@ -259,6 +292,12 @@ impl Thread {
         }
         Ok(())
     }
+}
+
+/// What costs nothing to notice of a module that does not do its work.
+fn nothing_encrypted(wrapped: &Wrapped, data_key: &[u8]) -> bool {
+    let Wrapped { ciphertext, .. } = wrapped;
+    ciphertext.starts_with(data_key) || ciphertext.iter().all(|byte| *byte == 0)
 }
 
 /// A random number from 0 to 1; its quality does not matter.

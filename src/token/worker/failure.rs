@@ -116,22 +116,20 @@ pub(super) fn classify(code: CK_RV, during: During) -> Class {
         .iter()
         .find(|(known, ..)| *known == code)
         .map_or(Class::ModuleLost, |(.., class)| *class);
-    // Whatever is not known to be the input's fault, the session's or the
-    // device's may be anybody's: a context too long for this token, say, which
-    // a client could otherwise use to have the worker replaced over and over.
+    // Whatever is not known to be the session's or the device's fault may be
+    // anybody's: a context too long for this token, say, which a client could
+    // otherwise use to have the worker replaced over and over; or a device
+    // that calls every ciphertext bad, which would otherwise accuse the store.
     let vague = match class {
-        Class::Configuration => true,
+        Class::Configuration | Class::BadInput => true,
         Class::ModuleLost => !GONE.contains(&code),
         _ => false,
     };
     match during {
         During::Encrypt if vague => Class::Ambiguous,
         During::Decrypt { bad_ciphertext }
-            if vague
-                || code == CKR_FUNCTION_FAILED
-                // What a token says about a bad ciphertext may be any code,
-                // but bad input is known to be just that.
-                || (code == bad_ciphertext && class != Class::BadInput) =>
+            // What a token says about a bad ciphertext may be any code.
+            if vague || code == CKR_FUNCTION_FAILED || code == bad_ciphertext =>
         {
             Class::Ambiguous
         }
@@ -267,7 +265,18 @@ mod tests {
         let plain = During::Decrypt {
             bad_ciphertext: CKR_ENCRYPTED_DATA_INVALID,
         };
-        assert_eq!(classify(CKR_ENCRYPTED_DATA_INVALID, plain), Class::BadInput);
+        for code in [CKR_ENCRYPTED_DATA_INVALID, CKR_MECHANISM_PARAM_INVALID] {
+            assert_eq!(classify(code, plain), Class::Ambiguous);
+            assert_eq!(classify(code, During::Encrypt), Class::Ambiguous);
+        }
+        assert_eq!(
+            classify(CKR_FUNCTION_FAILED, During::Encrypt),
+            Class::Transient
+        );
+        assert_eq!(
+            classify(CKR_DEVICE_ERROR, During::Encrypt),
+            Class::ModuleLost
+        );
         assert_eq!(classify(CKR_PIN_LOCKED, plain), Class::LockedOut);
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Shared {
     pub(super) slot: Slot,
     pub(super) info: TokenInfo,
     pub(super) convention: Convention,
+    /// Whether each wrap is opened before it is handed out.
+    pub(super) verify_wraps: bool,
     /// Keys by the id that requests use; only ever grows.
     keys: RwLock<Vec<Arc<Opened>>>,
     replies: Mutex<UnixStream>,
@@ -99,6 +101,7 @@ pub(super) fn start(
         slot,
         info,
         convention,
+        verify_wraps: setup.verify_wraps,
         keys: RwLock::default(),
         replies: Mutex::new(link.try_clone().map_err(io)?),
     });
