@@ -125,6 +125,8 @@ pub(super) fn classify(code: CK_RV, during: During) -> Class {
         _ => false,
     };
     match during {
+        // How a token chooses IVs is no matter of the input either.
+        During::Encrypt if code == CKR_RANDOM_NO_RNG => class,
         During::Encrypt if vague => Class::Ambiguous,
         During::Decrypt { bad_ciphertext }
             if vague
@@ -161,6 +163,11 @@ impl Fault {
         } else {
             Err(Self::new(code, call))
         }
+    }
+
+    /// Whether it names a device or a library that is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        GONE.contains(&self.code)
     }
 
     pub(super) fn class(&self) -> Class {
