@@ -216,6 +216,10 @@ pub struct TokenStatus {
     /// Manufacturer and model as the token reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Who chooses the IV of a wrap: `host`, `zero-writeback` or
+    /// `vendor-prefix`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gcm_iv: Option<String>,
     /// Whether it is a software token, which protects no key from root.
     pub soft: bool,
 }

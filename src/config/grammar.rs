@@ -57,12 +57,7 @@ impl File {
                 return Some((*name).to_owned());
             }
         }
-        // The conventions other than `host` are the next release's; `auto`
-        // means `host` until then.
-        self.token
-            .iter()
-            .any(|t| !matches!(t.gcm_iv, GcmIv::Auto | GcmIv::Host))
-            .then(|| "gcm_iv = \"zero-writeback\" or \"vendor-prefix\"".to_owned())
+        None
     }
 }
 

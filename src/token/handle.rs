@@ -269,6 +269,7 @@ impl Token {
             model: info
                 .as_ref()
                 .map(|info| format!("{} {}", info.manufacturer, info.model)),
+            gcm_iv: info.as_ref().map(|info| info.gcm_iv.clone()),
             soft: info.is_some_and(|info| info.soft),
         }
     }

@@ -304,7 +304,7 @@ pub struct TokenEntry {
     pub initialized: bool,
     /// Whether the user's PIN has been set.
     pub user_pin_set: bool,
-    /// Whether it offers CKM_AES_GCM, which wrapping needs.
+    /// Whether it offers AES-GCM, which wrapping needs.
     pub aes_gcm: bool,
     /// Whether it is a software token.
     pub soft: bool,

@@ -58,7 +58,7 @@ impl Thread {
                 self.reply(id, &Reply::Key(opened))
             }
             Request::GenerateKey { label } => {
-                gate::generate(&self.session, &label)?;
+                gate::generate(&self.session, self.shared.convention, &label)?;
                 self.reply(id, &Reply::Done)
             }
             Request::ListTokens | Request::InitToken { .. } => {
@@ -157,7 +157,12 @@ impl Thread {
             during,
             "the unwrap failed",
             |_| bad(),
-            |t| mechanism::unwrap(&t.shared.raw, &t.session, key.handle, iv, ciphertext, aad),
+            |t| {
+                let Shared {
+                    raw, convention, ..
+                } = &*t.shared;
+                convention.unwrap(raw, &t.session, key.handle, iv, ciphertext, aad)
+            },
         )?;
         // It may authenticate, and still be no data key of ours.
         let data_key = opened.ok_or_else(bad)?;

@@ -126,6 +126,8 @@ pub(super) fn classify(code: CK_RV, during: During) -> Class {
         _ => false,
     };
     match during {
+        // How a token chooses IVs is no matter of the input either.
+        During::Encrypt if code == CKR_RANDOM_NO_RNG => class,
         During::Encrypt if vague => Class::Ambiguous,
         During::Decrypt { bad_ciphertext }
             // What a token says about a bad ciphertext may be any code.
@@ -159,6 +161,11 @@ impl Fault {
         } else {
             Err(Self::new(code, call))
         }
+    }
+
+    /// Whether it names a device or a library that is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        GONE.contains(&self.code)
     }
 
     pub(super) fn class(&self) -> Class {

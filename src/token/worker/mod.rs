@@ -11,6 +11,7 @@ mod failure;
 mod gate;
 mod mechanism;
 mod module;
+mod probe;
 mod raw;
 mod serve;
 mod setup;

@@ -14,6 +14,7 @@ use crate::secret::{Pin, PinError};
 use crate::token::protocol::{Failure, FailureKind, PinSource, Serve, TokenEntry, TokenInfo};
 
 use super::failure::{Class, Fault};
+use super::probe;
 use super::watch::Watch;
 
 /// Manufacturers and models of software tokens, in lower case: their keys
@@ -70,7 +71,7 @@ pub(super) fn list(pkcs11: &Pkcs11) -> Result<Vec<TokenEntry>, Failure> {
             model: info.model().to_owned(),
             initialized: info.token_initialized(),
             user_pin_set: info.user_pin_initialized(),
-            aes_gcm: offers(pkcs11, slot, MechanismType::AES_GCM),
+            aes_gcm: probe::offered(pkcs11, slot).is_ok_and(|ways| !ways.is_empty()),
             soft: soft(&info),
         })
         .collect())
@@ -152,21 +153,12 @@ pub(super) fn find(pkcs11: &Pkcs11, wanted: &Serve) -> Result<(Slot, Raw), Failu
 ///
 /// # Errors
 /// The token does not say what it offers.
-pub(super) fn describe(
-    pkcs11: &Pkcs11,
-    slot: Slot,
-    info: &Raw,
-    gcm_iv: &str,
-) -> Result<TokenInfo, Failure> {
+pub(super) fn describe(pkcs11: &Pkcs11, slot: Slot, info: &Raw) -> Result<TokenInfo, Failure> {
     let mut mechanisms = Vec::new();
     for (mechanism, name) in NAMED {
-        match pkcs11
-            .get_mechanism_info(slot, mechanism)
-            .map_err(Fault::from)
-        {
-            Ok(_) => mechanisms.push(name.to_owned()),
-            // "No such mechanism" is an answer; a device that is gone is not.
-            Err(fault) if fault.class() == Class::Configuration => {}
+        match offers(pkcs11, slot, mechanism) {
+            Ok(true) => mechanisms.push(name.to_owned()),
+            Ok(false) => {}
             Err(fault) => return Err(fault.failed("cannot list the token's mechanisms")),
         }
     }
@@ -177,8 +169,8 @@ pub(super) fn describe(
         model: info.model().to_owned(),
         soft: soft(info),
         mechanisms,
-        gcm_iv: gcm_iv.to_owned(),
-        // Known once they are open.
+        // Known once there is a login, and once they are open.
+        gcm_iv: String::new(),
         sessions: 0,
         sessions_wanted: 0,
     })
@@ -186,8 +178,19 @@ pub(super) fn describe(
 
 /// Whether the token offers a mechanism; cryptoki's list hides those it does
 /// not know, so each is asked for.
-pub(super) fn offers(pkcs11: &Pkcs11, slot: Slot, mechanism: MechanismType) -> bool {
-    pkcs11.get_mechanism_info(slot, mechanism).is_ok()
+///
+/// # Errors
+/// The token does not say.
+pub(super) fn offers(pkcs11: &Pkcs11, slot: Slot, mechanism: MechanismType) -> Result<bool, Fault> {
+    match pkcs11
+        .get_mechanism_info(slot, mechanism)
+        .map_err(Fault::from)
+    {
+        Ok(_) => Ok(true),
+        // "No such mechanism" is an answer; a device that is gone is not.
+        Err(fault) if fault.class() == Class::Configuration => Ok(false),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Opens a read-write session: CloudHSM has no others.

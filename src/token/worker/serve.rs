@@ -14,6 +14,7 @@ use crate::token::protocol::{Failure, FailureKind, Frame, HELLO, Reply, Serve, T
 
 use super::gate::Opened;
 use super::mechanism::Convention;
+use super::probe::Candidates;
 use super::raw::Raw;
 use super::watch::Watch;
 use super::{exit, module};
@@ -46,18 +47,12 @@ pub(super) fn start(
 ) -> Result<mpsc::Sender<Frame>, Failure> {
     let io = |error: std::io::Error| Failure::new(FailureKind::Away, error.to_string());
     let watch = Watch::start(setup.call_timeout, link.try_clone().map_err(io)?).map_err(io)?;
-    let convention = Convention::choose(setup.gcm_iv)?;
     let pkcs11 = module::load(module_path, &watch)?;
     watch.step("C_GetTokenInfo");
     let (slot, info) = module::find(&pkcs11, setup)?;
     watch.step("C_GetMechanismInfo");
-    let mut info = module::describe(&pkcs11, slot, &info, convention.name())?;
-    if !info.mechanisms.iter().any(|name| name == "CKM_AES_GCM") {
-        return Err(Failure::misconfigured(
-            format!("token {:?} does not offer CKM_AES_GCM", info.label),
-            "such a token cannot wrap data keys; see docs/tokens.md",
-        ));
-    }
+    let mut info = module::describe(&pkcs11, slot, &info)?;
+    let candidates = Candidates::of(&pkcs11, slot, &info.label, setup.gcm_iv)?;
     let raw = Raw::load(module_path).map_err(|fault| fault.failed("cannot use the module"))?;
     // One login for all sessions (PKCS#11 2.40, 5.6), on the first of them;
     // the rest are opened one by one after it, so that a wrong PIN costs
@@ -76,6 +71,8 @@ pub(super) fn start(
     watch.step("C_GenerateRandom");
     module::check_generator(&first)
         .map_err(|fault| fault.failed("the token's generator failed"))?;
+    let convention = candidates.choose(&raw, &first, &watch)?;
+    info.gcm_iv = convention.iv.name().to_owned();
     let mut sessions = vec![first];
     for _ in 1..setup.sessions {
         match open() {
