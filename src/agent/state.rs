@@ -47,7 +47,7 @@ impl App {
         }
         let ready = self.engine.keyring.is_open();
         if ready && !self.engine.keyring.is_proven() {
-            return "recovering";
+            return "suspect";
         }
         if ready && tokens.iter().all(|t| t.health == "ready") {
             return "ready";

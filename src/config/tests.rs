@@ -81,10 +81,6 @@ fn settings_of_later_releases_are_refused_not_ignored() {
         &format!("{TOKEN}{KEY}cryptoperiod='1y'\n"),
         &["cryptoperiod", "not implemented"],
     );
-    refused(
-        &format!("{TOKEN}gcm_iv='vendor-prefix'\n"),
-        &["gcm_iv", "not implemented"],
-    );
 }
 
 #[test]

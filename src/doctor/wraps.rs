@@ -3,7 +3,7 @@
 
 use crate::catalog::{Catalog, CatalogError, WrapsRow};
 use crate::config::{Config, Key};
-use crate::token::{KeySpec, MOST_WRAPS, WrapCount};
+use crate::token::{KeySpec, PROOF_COST, WrapCount};
 
 use super::Finding;
 
@@ -24,7 +24,7 @@ impl Wraps {
         };
         for key in keys {
             catalog
-                .reserve_wraps(&key.name, u64::from(MOST_WRAPS))
+                .reserve_wraps(&key.name, u64::from(PROOF_COST))
                 .map_err(|error| fault(&error))?;
         }
         Ok(())

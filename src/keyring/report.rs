@@ -1,17 +1,12 @@
 //! What status and key list tell of tokens and keys.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use crate::api::{KeyInfo, TokenStatus};
 use crate::config::KeyUse;
-use crate::token::Token;
+use crate::token::{PROOF_LASTS, Token};
 
 use super::Keyring;
-
-/// How long a token is believed to work after it last did: an idle one is
-/// probed every 10 s, so that one probe may fail.
-const PROOF_LASTS: Duration = Duration::from_secs(30);
 
 impl Keyring {
     /// Every configured token's state, by name.

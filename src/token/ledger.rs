@@ -5,14 +5,14 @@
 //! C_Encrypt under a wrapping key is counted, before it is made and whether
 //! or not it succeeds, in blocks that are durable before they are used.
 //!
-//! The arithmetic. A request to a worker costs at most [`MOST_WRAPS`], since
-//! the worker tries again by itself; that many are taken before it is sent.
-//! A wrap's reply says how many it needed, and the rest is given back. A call
-//! that fails, passes its deadline or is dropped keeps what it took; so do a
-//! key's opening (one known-good wrap at the gate) and a probe (one round
-//! trip), whose replies do not say. Neither is ever refused for the limit: a
-//! key that no longer wraps must still be opened to unwrap. A crash loses
-//! the rest of the block, never a wrap.
+//! The arithmetic. Before a request goes to a worker, the most that it may
+//! cost is taken: [`WRAP_COST`] for a data key or a canary, [`PROOF_COST`] for
+//! the opening of a key (one known-good wrap at the gate) or a probe (one
+//! round trip). A wrap's reply says how many calls it took, usually one, and
+//! the rest is given back. A request that fails, passes its deadline or is
+//! dropped keeps what it took, and so do openings and probes. The limit never
+//! refuses an opening: a key that wraps no more must still open to unwrap.
+//! A crash skips the rest of a block, and repeats nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::error::TokenError;
-use super::protocol::MOST_WRAPS;
+use super::protocol::{PROOF_COST, WRAP_COST};
 
 /// Wraps reserved at a time (SECURITY.md 19): at 3,000 puts a second a commit
 /// every 22 s, and what a crash skips is 1/32,768 of the default limit.
@@ -99,7 +99,7 @@ impl WrapCount {
     /// Nothing more is wrapped.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        self.used + u64::from(MOST_WRAPS) > self.limit
+        self.used + u64::from(WRAP_COST) > self.limit
     }
 }
 
@@ -108,8 +108,17 @@ impl WrapCount {
 pub(super) enum Purpose {
     /// A data key, or a canary: not beyond the limit.
     DataKey,
-    /// A gate or a probe.
-    Upkeep,
+    /// A gate or a probe: beyond it, if need be.
+    Proof,
+}
+
+impl Purpose {
+    fn cost(self) -> u64 {
+        u64::from(match self {
+            Self::DataKey => WRAP_COST,
+            Self::Proof => PROOF_COST,
+        })
+    }
 }
 
 /// The counts of all keys, shared by all tokens: a key on two of them is one
@@ -159,7 +168,8 @@ impl WrapCounts {
                     if left < AHEAD {
                         counter.reserve_ahead();
                     }
-                    return Ok(Charge { counter });
+                    let taken = purpose.cost();
+                    return Ok(Charge { counter, taken });
                 }
                 Taken::NoneReserved => counter.reserve(seen).await?,
                 Taken::Exhausted => return Err(counter.exhausted()),
@@ -190,15 +200,14 @@ impl WrapCounts {
 /// What a request took. Dropped, it stays taken.
 pub(super) struct Charge {
     counter: Arc<Counter>,
+    taken: u64,
 }
 
 impl Charge {
     /// The request needed this many wraps; the rest is given back.
     pub(super) fn spent(self, wraps: u32) {
-        let rest = MOST_WRAPS.saturating_sub(wraps.max(1));
-        self.counter
-            .used
-            .fetch_sub(u64::from(rest), Ordering::AcqRel);
+        let rest = self.taken.saturating_sub(u64::from(wraps.max(1)));
+        self.counter.used.fetch_sub(rest, Ordering::AcqRel);
     }
 }
 
@@ -284,10 +293,10 @@ impl Counter {
     }
 
     fn take(&self, purpose: Purpose) -> Taken {
-        let most = u64::from(MOST_WRAPS);
+        let most = purpose.cost();
         let limit = match purpose {
             Purpose::DataKey => self.limit.load(Ordering::Acquire),
-            Purpose::Upkeep => u64::MAX,
+            Purpose::Proof => u64::MAX,
         };
         let taken = self
             .used

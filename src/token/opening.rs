@@ -15,12 +15,13 @@ use super::protocol::{KeySpec, OpenedKey, Reply, Request};
 /// Gate, then canary.
 pub(super) async fn open_key(
     inner: &Arc<Inner>,
-    link: &Link,
+    link: &Arc<Link>,
     spec: &KeySpec,
 ) -> Result<OpenedKey, TokenError> {
+    let lane = inner.lane_on(link).await?;
     // The gate's known-good wrap.
-    let _charge = inner.charge(&spec.name, Purpose::Upkeep).await?;
-    let frame = inner.call(link, &Request::OpenKey(spec.clone())).await?;
+    let _charge = inner.charge(&spec.name, Purpose::Proof).await?;
+    let frame = inner.call(lane, &Request::OpenKey(spec.clone())).await?;
     let Ok(Reply::Key(opened)) = frame.decode() else {
         return Err(TokenError::away(
             "the token's worker said something strange",
@@ -34,22 +35,36 @@ pub(super) async fn open_key(
     Ok(opened)
 }
 
-async fn stored_canary(inner: &Arc<Inner>, spec: &KeySpec) -> Result<Option<Canary>, TokenError> {
+/// The canary of a key that was opened before.
+pub(super) async fn reopen(
+    inner: &Inner,
+    link: &Arc<Link>,
+    spec: &KeySpec,
+    id: u32,
+) -> Result<(), TokenError> {
+    match stored_canary(inner, spec).await? {
+        Some(canary) => check_canary(inner, link, spec, id, &canary).await,
+        None => Ok(()),
+    }
+}
+
+async fn stored_canary(inner: &Inner, spec: &KeySpec) -> Result<Option<Canary>, TokenError> {
     let (store, name) = (Arc::clone(&inner.canaries), spec.name.clone());
     let loaded = tokio::task::spawn_blocking(move || store.load(&name)).await;
     settle(spec, "cannot read", loaded)
 }
 
 async fn check_canary(
-    inner: &Arc<Inner>,
-    link: &Link,
+    inner: &Inner,
+    link: &Arc<Link>,
     spec: &KeySpec,
     id: u32,
     canary: &Canary,
 ) -> Result<(), TokenError> {
     let aad = Canary::aad(&spec.name);
+    let lane = inner.lane_on(link).await?;
     let opened = inner
-        .unwrap_on(link, id, &canary.iv, &canary.ciphertext, &aad)
+        .unwrap_on(lane, id, &canary.iv, &canary.ciphertext, &aad)
         .await;
     match opened {
         Ok(plaintext) if canary.matches(&plaintext) => Ok(()),
@@ -66,15 +81,16 @@ async fn check_canary(
 
 async fn make_canary(
     inner: &Arc<Inner>,
-    link: &Link,
+    link: &Arc<Link>,
     spec: &KeySpec,
     id: u32,
 ) -> Result<(), TokenError> {
     let plaintext = Secret32::random()
         .map_err(|error| TokenError::away(format!("no random bytes: {error}")))?;
     let aad = Canary::aad(&spec.name);
+    let lane = inner.lane_on(link).await?;
     let wrapped: Wrapped = inner
-        .wrap_on(link, &spec.name, id, &plaintext, &aad)
+        .wrap_on(lane, &spec.name, id, &plaintext, &aad)
         .await?;
     let canary = Canary::new(&plaintext, &wrapped);
     let (store, name) = (Arc::clone(&inner.canaries), spec.name.clone());

@@ -11,6 +11,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -29,10 +30,12 @@ const LEN: usize = 4;
 /// Bytes of the length field and the id.
 const HEAD: usize = LEN + 8;
 
-/// Most C_Encrypt calls under a wrapping key that one request may cost,
-/// however it ends: the worker tries again by itself. What is counted
-/// (SECURITY.md 19) rests on it.
-pub const MOST_WRAPS: u32 = 4;
+/// Most C_Encrypt calls under a wrapping key that wrapping a data key may
+/// cost, however it ends: a worker tries again by itself, and may have to
+/// prove the key in between. What is counted (SECURITY.md 19) rests on it.
+pub(super) const WRAP_COST: u32 = 12;
+/// The same of opening a key or probing it: one proof, tried again.
+pub const PROOF_COST: u32 = 4;
 
 /// The frame id of the setup and of the worker's answer to it.
 pub(super) const HELLO: u64 = 0;
@@ -163,8 +166,12 @@ pub(super) struct Serve {
     pub(super) pin: PinSource,
     /// Logged-in sessions working in parallel.
     pub(super) sessions: usize,
+    /// The deadline of each call while it starts.
+    pub(super) call_timeout: Duration,
     /// The configured IV convention.
     pub(super) gcm_iv: IvChoice,
+    /// Whether each wrap is opened before it is handed out.
+    pub(super) verify_wraps: bool,
 }
 
 /// Where a worker finds its PIN.
@@ -257,7 +264,7 @@ pub(super) enum Reply<'a> {
     Wrapped {
         iv: [u8; IV_LEN],
         ciphertext: &'a [u8],
-        /// C_Encrypt calls it took.
+        /// C_Encrypt calls it took, at most.
         wraps: u32,
     },
     DataKey(&'a [u8]),
@@ -300,6 +307,10 @@ pub struct TokenInfo {
     pub mechanisms: Vec<String>,
     /// The IV convention in use.
     pub gcm_iv: String,
+    /// Logged-in sessions, which is how many calls it works on at once.
+    pub sessions: usize,
+    /// How many were configured.
+    pub sessions_wanted: usize,
 }
 
 /// One token of a module, as `strongroom token list` shows it.
@@ -319,7 +330,7 @@ pub struct TokenEntry {
     pub initialized: bool,
     /// Whether the user's PIN has been set.
     pub user_pin_set: bool,
-    /// Whether it offers CKM_AES_GCM, which wrapping needs.
+    /// Whether it offers AES-GCM, which wrapping needs.
     pub aes_gcm: bool,
     /// Whether it is a software token.
     pub soft: bool,
@@ -337,10 +348,14 @@ pub(super) struct Failure {
 /// The kinds of [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FailureKind {
-    /// May work later, perhaps with another worker.
+    /// May work later, on this worker.
     Away,
+    /// This worker is of no more use, and ends; another may do.
+    Lost,
     /// The PIN was refused; nothing is tried again.
     Locked,
+    /// The module offers no such token at present.
+    Absent,
     /// Somebody has to change something.
     Misconfigured,
     /// This wrapped data key is wrong; the token is fine.

@@ -35,7 +35,8 @@ impl Book {
     }
 }
 
-const MOST: u64 = MOST_WRAPS as u64;
+const MOST: u64 = WRAP_COST as u64;
+const PROOF: u64 = PROOF_COST as u64;
 
 fn counts(book: &Arc<Book>, limit: u64) -> Arc<WrapCounts> {
     let counts = Arc::new(WrapCounts::new(book.clone()));
@@ -61,14 +62,16 @@ async fn rule_19_what_a_request_may_cost_is_counted_before_and_kept_if_it_fails(
         .charge("k", Purpose::DataKey)
         .await
         .unwrap()
-        .spent(MOST_WRAPS);
+        .spent(WRAP_COST);
     assert_eq!(used(), 1 + MOST);
     // A worker that says it wrapped without wrapping is not believed.
     counts.charge("k", Purpose::DataKey).await.unwrap().spent(0);
     assert_eq!(used(), 2 + MOST);
     // Failed, timed out, dropped: all of it stays.
-    drop(counts.charge("k", Purpose::Upkeep).await.unwrap());
-    assert_eq!(used(), 2 + 2 * MOST);
+    drop(counts.charge("k", Purpose::Proof).await.unwrap());
+    assert_eq!(used(), 2 + MOST + PROOF);
+    drop(counts.charge("k", Purpose::DataKey).await.unwrap());
+    assert_eq!(used(), 2 + 2 * MOST + PROOF);
 }
 
 #[tokio::test]
@@ -105,7 +108,7 @@ async fn rule_19_the_next_block_is_reserved_ahead_and_once() {
     take(1).await;
     settle(&counts).await;
     assert_eq!(book.total(), 2 * BLOCK);
-    take(AHEAD / MOST).await;
+    take(AHEAD / MOST + 1).await;
     settle(&counts).await;
     assert_eq!(book.total(), 2 * BLOCK, "once");
     assert_eq!(book.asked.load(Ordering::SeqCst), 2);
@@ -122,7 +125,7 @@ async fn rule_19_many_at_once_never_pass_what_is_reserved() {
             tokio::spawn(async move {
                 for i in 0..8_000_u32 {
                     let charge = counts.charge("k", Purpose::DataKey).await.unwrap();
-                    let wraps = (i + n) % MOST_WRAPS + 1;
+                    let wraps = (i + n) % WRAP_COST + 1;
                     let made = made.fetch_add(u64::from(wraps), Ordering::SeqCst);
                     assert!(made + u64::from(wraps) <= book.total());
                     charge.spent(wraps);
@@ -172,7 +175,7 @@ async fn rule_19_nothing_is_wrapped_beyond_the_limit_but_keys_still_open() {
     assert!(made <= BLOCK && made + 17 * MOST > BLOCK, "{made}");
     let count = counts.count("k").unwrap();
     assert!(count.is_low() && count.is_due() && count.is_exhausted());
-    drop(counts.charge("k", Purpose::Upkeep).await.unwrap());
+    drop(counts.charge("k", Purpose::Proof).await.unwrap());
     assert!(counts.is_exhausted("k"));
     // A new configuration may raise it.
     counts.configure("k", 1 << 20);
@@ -207,12 +210,12 @@ async fn rule_19_what_cannot_be_counted_is_not_wrapped() {
             Err(error) => break error,
         }
     };
-    assert_eq!(made, BLOCK);
+    assert_eq!(made, BLOCK / MOST * MOST);
     assert!(
         matches!(&error, TokenError::Uncounted { detail } if detail.contains("full")),
         "{error:?}"
     );
-    assert!(counts.charge("k", Purpose::Upkeep).await.is_err());
+    assert!(counts.charge("k", Purpose::Proof).await.is_err());
     book.full.store(false, Ordering::SeqCst);
     drop(counts.charge("k", Purpose::DataKey).await.unwrap());
     assert_eq!(book.total(), 2 * BLOCK);
@@ -230,7 +233,8 @@ async fn rule_19_what_others_reserve_meanwhile_is_theirs() {
     }
     settle(&counts).await;
     assert_eq!(book.total(), 2 * BLOCK + 40);
-    assert_eq!(counts.count("k").unwrap().used, BLOCK + MOST + 40);
+    let made = (BLOCK / MOST + 1) * MOST;
+    assert_eq!(counts.count("k").unwrap().used, made + 40);
 }
 
 #[test]
