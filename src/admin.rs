@@ -146,6 +146,7 @@ impl Admin {
         Ok(KeyInfo {
             name: label.to_owned(),
             token: token.name.clone(),
+            tokens: vec![token.name.clone()],
             label: label.to_owned(),
             ring: label.to_owned(),
             usage: "active".to_owned(),

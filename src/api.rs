@@ -169,8 +169,11 @@ pub struct Answer {
 pub struct KeyInfo {
     /// Its configured name.
     pub name: String,
-    /// The token's configured name.
+    /// The token that is asked first, by its configured name.
     pub token: String,
+    /// Every token that holds it, in order of preference.
+    #[serde(default)]
+    pub tokens: Vec<String>,
     /// CKA_LABEL.
     pub label: String,
     /// The ring grants and requests name.
@@ -178,9 +181,9 @@ pub struct KeyInfo {
     /// `active`, `decrypt`, `disabled`.
     #[serde(rename = "use")]
     pub usage: String,
-    /// Whether it can be used now.
+    /// Whether it can be used now, on one of its tokens at least.
     pub ready: bool,
-    /// Why not.
+    /// Why not, or on which token not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// Wraps that this host has made under it, at most (a crash skips some).

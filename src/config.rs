@@ -318,12 +318,10 @@ impl Config {
                     "a key's name is its name in every object it wraps: unique and permanent",
                 );
             }
-            if !self.tokens.iter().any(|t| t.name == key.token) {
+            let missing = |name: &&String| !self.tokens.iter().any(|t| t.name == **name);
+            if let Some(unknown) = key.tokens.iter().find(missing) {
                 return err(
-                    format!(
-                        "key {name:?} names token {:?}, which is not configured",
-                        key.token
-                    ),
+                    format!("key {name:?} names token {unknown:?}, which is not configured"),
                     format!(
                         "configured tokens: {}",
                         self.tokens

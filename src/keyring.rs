@@ -19,7 +19,7 @@ use crate::catalog::Catalog;
 use crate::config::{Config, Key};
 use crate::fault::message_error;
 use crate::message::{self, Context, DataKey, Draft, Edk, FreshKey, Header, Opener};
-use crate::token::{CanaryStore, KeySpec, Stuck, Token, TokenError, WrapCounts};
+use crate::token::{CanaryStore, Holders, KeySpec, Stuck, Token, TokenError, WrapCounts};
 
 use records::Records;
 
@@ -40,6 +40,18 @@ pub struct Keyring {
 struct Live {
     keys: Vec<Key>,
     tokens: HashMap<String, Token>,
+}
+
+impl Live {
+    /// The tokens of a key, in its order of preference.
+    fn tokens_of<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a Token> {
+        key.tokens.iter().filter_map(|name| self.tokens.get(name))
+    }
+
+    fn holders(&self, key: &Key) -> Option<Holders> {
+        let tokens: Vec<Token> = self.tokens_of(key).cloned().collect();
+        (!tokens.is_empty()).then(|| Holders::new(&key.name, tokens))
+    }
 }
 
 impl Keyring {
@@ -96,8 +108,7 @@ impl Keyring {
     /// # Errors
     /// The key's token is away.
     pub async fn fresh_data_key(&self, key: &Key) -> Result<FreshKey, Error> {
-        let token = self.token_of(key)?;
-        let random = token.random().await.map_err(Error::from)?;
+        let random = self.holders(key)?.random().await.map_err(Error::from)?;
         DataKey::fresh(&random).map_err(|e| message_error(&e))
     }
 
@@ -106,9 +117,9 @@ impl Keyring {
     /// # Errors
     /// The key's token is away or refuses.
     pub async fn wrap(&self, key: &Key, draft: &mut Draft) -> Result<(), Error> {
-        let token = self.token_of(key)?;
-        let wrapped = token
-            .wrap(&key.name, draft.data_key(), &draft.aad())
+        let holders = self.holders(key)?;
+        let wrapped = holders
+            .wrap(draft.data_key(), &draft.aad())
             .await
             .map_err(Error::from)?;
         let edk = Edk::raw_aes(&key.name, &wrapped.iv, &wrapped.ciphertext)
@@ -131,17 +142,14 @@ impl Keyring {
             let Some(parts) = edk.raw_aes_parts() else {
                 continue;
             };
-            let Some(token) = self.opener_of(parts.key_name) else {
+            let Some(holders) = self.openers(parts.key_name) else {
                 continue;
             };
             if tried == MAX_UNWRAPS {
                 break;
             }
             tried += 1;
-            let secret = match token
-                .unwrap(parts.key_name, parts.iv, parts.ciphertext, &aad)
-                .await
-            {
+            let secret = match holders.unwrap(parts.iv, parts.ciphertext, &aad).await {
                 Ok(secret) => secret,
                 // Too long for the token, say: as good as not authentic.
                 Err(TokenError::BadCiphertext | TokenError::Rejected { .. }) => continue,
@@ -177,22 +185,23 @@ impl Keyring {
         ))
     }
 
-    fn token_of(&self, key: &Key) -> Result<Token, Error> {
-        self.token(&key.token).ok_or_else(|| {
+    fn holders(&self, key: &Key) -> Result<Holders, Error> {
+        self.read().holders(key).ok_or_else(|| {
             Error::new(
                 ErrorKind::Misconfigured,
                 format!(
                     "token {:?} of key {:?} is gone from the configuration",
-                    key.token, key.name
+                    key.token(),
+                    key.name
                 ),
             )
         })
     }
 
-    fn opener_of(&self, key_name: &str) -> Option<Token> {
+    fn openers(&self, key_name: &str) -> Option<Holders> {
         let live = self.read();
         let key = live.keys.iter().find(|k| k.name == key_name && k.opens())?;
-        live.tokens.get(&key.token).cloned()
+        live.holders(key)
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Live> {

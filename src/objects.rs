@@ -259,23 +259,25 @@ fn questions(
             ));
             continue;
         };
-        let token = tokens.iter().find(|t| t.name == key.token);
-        let what = token.map_or_else(String::new, |t| {
-            format!(
-                " ({}, serial {}{})",
-                t.model.as_deref().unwrap_or("unknown model"),
-                t.serial.as_deref().unwrap_or("unknown"),
-                if t.soft {
-                    "; a software token: whoever is root on its host can take its keys"
-                } else {
-                    ""
-                },
-            )
-        });
-        held.push(format!(
-            "{}: in token {:?}{what}, as CKA_LABEL {:?}",
-            key.name, key.token, key.label
-        ));
+        for name in &key.tokens {
+            let token = tokens.iter().find(|t| t.name == *name);
+            let what = token.map_or_else(String::new, |t| {
+                format!(
+                    " ({}, serial {}{})",
+                    t.model.as_deref().unwrap_or("unknown model"),
+                    t.serial.as_deref().unwrap_or("unknown"),
+                    if t.soft {
+                        "; a software token: whoever is root on its host can take its keys"
+                    } else {
+                        ""
+                    },
+                )
+            });
+            held.push(format!(
+                "{}: in token {:?}{what}, as CKA_LABEL {:?}",
+                key.name, name, key.label
+            ));
+        }
         if key.attributes.is_empty() {
             kept.push(format!(
                 "{}: its token is away, so its attributes cannot be read now",

@@ -202,6 +202,7 @@ async fn generate_key(app: &App, body: Incoming) -> Result<Response<Body>, Error
         .map_err(Error::from)?;
     let info = KeyInfo {
         name: wanted.label.clone(),
+        tokens: vec![wanted.token.clone()],
         token: wanted.token,
         label: wanted.label,
         attributes: key.attributes,

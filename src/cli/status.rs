@@ -85,7 +85,7 @@ pub(super) fn key_line(key: &KeyInfo) -> String {
     }
     line.push_str(&format!(
         ", in token {}, label {}",
-        key.token,
+        key.tokens.join(", "),
         shown(&key.label)
     ));
     line.push_str(if key.ready { ", ready" } else { ", not ready" });

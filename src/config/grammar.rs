@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::units::{Length, Timeout, WrapLimit};
+use super::units::{Length, Timeout, WrapLimit, one_or_more};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -296,8 +296,9 @@ pub enum KeyUse {
 pub struct Key {
     /// Its name in every object it wraps; permanent.
     pub name: String,
-    /// The token that holds it.
-    pub token: String,
+    /// The tokens that hold it, in order of preference; at least one.
+    #[serde(rename = "token", deserialize_with = "one_or_more")]
+    pub tokens: Vec<String>,
     /// Its CKA_LABEL there.
     pub label: String,
     ring: Option<String>,
@@ -320,6 +321,18 @@ impl Key {
     #[must_use]
     pub fn ring(&self) -> &str {
         self.ring.as_deref().unwrap_or(&self.name)
+    }
+
+    /// The token that is asked first.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        self.tokens.first().map_or("", String::as_str)
+    }
+
+    /// Whether this token holds it.
+    #[must_use]
+    pub fn is_on(&self, token: &str) -> bool {
+        self.tokens.iter().any(|name| name == token)
     }
 
     /// Whether it wraps new data keys.

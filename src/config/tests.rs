@@ -187,3 +187,31 @@ fn rule_19_a_successor_is_of_the_ring_at_hand_and_the_chain_ends() {
     let other = format!("{TOKEN}{KEY}successor='a'\n{}", key("a", ""));
     refused(&other, &["of ring \"r\", not of \"k\""]);
 }
+
+#[test]
+fn a_key_is_on_one_token_or_on_several_in_order() {
+    let second = TOKEN.replace("name='t'", "name='u'");
+    let on = |tokens: &str| {
+        parse(&format!(
+            "{TOKEN}{second}[[key]]\nname='k'\ntoken={tokens}\nlabel='k'\n"
+        ))
+    };
+    for (text, tokens) in [
+        ("'t'", vec!["t"]),
+        ("['u']", vec!["u"]),
+        ("['u', 't']", vec!["u", "t"]),
+    ] {
+        let key = on(text).unwrap().keys.remove(0);
+        assert_eq!(key.tokens, tokens);
+        assert_eq!(key.token(), tokens[0]);
+    }
+    for (text, words) in [
+        ("[]", "empty"),
+        ("['t', 't']", "\"t\" is named twice"),
+        ("['t', 'x']", "token \"x\", which is not configured"),
+        ("7", "a name, or a list"),
+    ] {
+        let error = on(text).unwrap_err();
+        assert!(error.message.contains(words), "{}", error.message);
+    }
+}

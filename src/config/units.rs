@@ -87,6 +87,33 @@ impl<'de> Deserialize<'de> for WrapLimit {
     }
 }
 
+/// A name, or a list of names: never empty, none twice.
+pub(super) fn one_or_more<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a name, or a list of names")]
+    enum Written {
+        One(String),
+        More(Vec<String>),
+    }
+    let names = match Written::deserialize(deserializer)? {
+        Written::One(name) => vec![name],
+        Written::More(names) => names,
+    };
+    if names.is_empty() {
+        return Err(de::Error::custom("an empty list of names"));
+    }
+    if let Some((_, twice)) = names
+        .iter()
+        .enumerate()
+        .find(|(i, name)| names[..*i].contains(name))
+    {
+        return Err(de::Error::custom(format!("{twice:?} is named twice")));
+    }
+    Ok(names)
+}
+
 /// A span of time, written `"10 s"` or `"2m 30s"`; never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timeout(Duration);

@@ -16,17 +16,13 @@ impl CanaryStore for Records {
         }))
     }
 
-    fn save(&self, key: &str, canary: &Canary) -> Result<(), String> {
+    fn save(&self, key: &str, canary: &Canary) -> Result<bool, String> {
         let row = CanaryRow {
             iv: canary.iv,
             ciphertext: canary.ciphertext.clone(),
             digest: canary.digest,
         };
-        match self.0.save_canary(key, &row) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("the key has a canary already".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
+        self.0.save_canary(key, &row).map_err(|e| e.to_string())
     }
 }
 

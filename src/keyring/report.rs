@@ -1,12 +1,10 @@
 //! What status and key list tell of tokens and keys.
 
-use std::collections::HashMap;
-
 use crate::api::{KeyInfo, TokenStatus};
-use crate::config::KeyUse;
+use crate::config::{Key, KeyUse};
 use crate::token::{PROOF_LASTS, Token};
 
-use super::Keyring;
+use super::{Keyring, Live};
 
 impl Keyring {
     /// Every configured token's state, by name.
@@ -17,65 +15,82 @@ impl Keyring {
         all
     }
 
-    /// Whether a wrap and an unwrap succeeded within the last 30 s on a token
-    /// that holds a key which wraps now.
+    /// Whether a key that wraps now is open on a token where a wrap and an
+    /// unwrap succeeded within the last 30 s.
     #[must_use]
     pub fn is_proven(&self) -> bool {
-        let live = self.read();
-        self.wrapping(&live)
-            .filter_map(|key| live.tokens.get(&key.token)?.last_proof())
-            .any(|at| at.elapsed() < PROOF_LASTS)
+        let fresh = |token: &Token| {
+            token
+                .last_proof()
+                .is_some_and(|at| at.elapsed() < PROOF_LASTS)
+        };
+        self.any_open(fresh)
     }
 
-    /// Every configured key with its attributes as its token reports them.
+    /// Whether a key that wraps now has passed the gate of one of its tokens.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.any_open(|_| true)
+    }
+
+    fn any_open(&self, and: impl Fn(&Token) -> bool) -> bool {
+        let live = self.read();
+        self.wrapping(&live).any(|key| {
+            live.tokens_of(key)
+                .any(|token| token.is_open(&key.name) && and(token))
+        })
+    }
+
+    /// Every configured key with its attributes as its tokens report them.
     #[must_use]
     pub fn keys(&self) -> Vec<KeyInfo> {
         let live = self.read();
-        let mut known = HashMap::new();
-        for (token, handle) in &live.tokens {
-            for key in handle.keys() {
-                known.insert((token.clone(), key.spec.name.clone()), key);
-            }
-        }
         live.keys
             .iter()
-            .map(|key| {
-                let mut info = KeyInfo {
-                    name: key.name.clone(),
-                    token: key.token.clone(),
-                    label: key.label.clone(),
-                    ring: key.ring().to_owned(),
-                    usage: usage(key.usage).to_owned(),
-                    ..KeyInfo::default()
-                };
-                info.successor = key.successor.clone();
-                info.handed_over_to = self.handed_over(&live, key).map(|next| next.name.clone());
-                info.wrap_limit = key.wrap_limit.wraps();
-                if let Some(count) = self.counts.count(&key.name) {
-                    info.wraps_used = count.used;
-                    info.wraps_complete = count.complete;
-                }
-                if let Some(state) = known.remove(&(key.token.clone(), key.name.clone())) {
-                    info.ready = state.ready;
-                    info.problem = state.problem;
-                    info.attributes = state.attributes;
-                    info.check_value = state
-                        .check_value
-                        .map(|v| data_encoding::HEXLOWER.encode(&v));
-                }
-                info
-            })
+            .map(|key| self.report(&live, key))
             .collect()
     }
 
-    /// Whether a key that wraps now has passed its token's gate.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        let live = self.read();
-        self.wrapping(&live).any(|key| {
-            let token = live.tokens.get(&key.token);
-            token.is_some_and(|token| token.is_open(&key.name))
-        })
+    fn report(&self, live: &Live, key: &Key) -> KeyInfo {
+        let mut info = KeyInfo {
+            name: key.name.clone(),
+            token: key.token().to_owned(),
+            tokens: key.tokens.clone(),
+            label: key.label.clone(),
+            ring: key.ring().to_owned(),
+            usage: usage(key.usage).to_owned(),
+            wrap_limit: key.wrap_limit.wraps(),
+            successor: key.successor.clone(),
+            handed_over_to: self.handed_over(live, key).map(|next| next.name.clone()),
+            ..KeyInfo::default()
+        };
+        if let Some(count) = self.counts.count(&key.name) {
+            info.wraps_used = count.used;
+            info.wraps_complete = count.complete;
+        }
+        let mut problems = Vec::new();
+        for token in live.tokens_of(key) {
+            let states = token.keys();
+            let Some(state) = states.into_iter().find(|state| state.spec.name == key.name) else {
+                continue;
+            };
+            if let Some(problem) = state.problem {
+                problems.push(match key.tokens.len() {
+                    1 => problem,
+                    _ => format!("token {}: {problem}", token.name()),
+                });
+            }
+            // The preferred token's, of those that can tell.
+            if info.attributes.is_empty() || (state.ready && !info.ready) {
+                info.attributes = state.attributes;
+                info.check_value = state
+                    .check_value
+                    .map(|value| data_encoding::HEXLOWER.encode(&value));
+            }
+            info.ready |= state.ready;
+        }
+        info.problem = (!problems.is_empty()).then(|| problems.join("; "));
+        info
     }
 }
 

@@ -85,11 +85,8 @@ impl Keyring {
             return None;
         }
         let next = live.keys.iter().find(|other| other.name == name)?;
-        // One that its token refuses would only waste what is left.
-        let wasted = live
-            .tokens
-            .get(&next.token)
-            .is_none_or(|token| token.refuses(&next.name));
+        // One that its tokens refuse would only waste what is left.
+        let wasted = live.tokens_of(next).all(|token| token.refuses(&next.name));
         (count.is_exhausted() || !wasted).then_some(next)
     }
 

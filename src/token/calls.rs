@@ -124,7 +124,7 @@ impl Inner {
         TokenError::away(format!("token {} is away: {why}", self.name))
     }
 
-    fn busy(&self) -> TokenError {
+    pub(super) fn busy(&self) -> TokenError {
         TokenError::away(format!(
             "token {} is busy: none of its sessions was free within {:?}",
             self.name, self.call_timeout

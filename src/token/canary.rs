@@ -27,11 +27,12 @@ pub trait CanaryStore: Send + Sync {
     /// The store cannot be read; the text says why.
     fn load(&self, key: &str) -> Result<Option<Canary>, String>;
 
-    /// Keeps a new key's canary, durably, before the key is used.
+    /// Keeps a new key's canary, durably, before the key is used, unless it
+    /// has one; says whether it did.
     ///
     /// # Errors
     /// The store cannot be written; the text says why.
-    fn save(&self, key: &str, canary: &Canary) -> Result<(), String>;
+    fn save(&self, key: &str, canary: &Canary) -> Result<bool, String>;
 }
 
 impl Canary {

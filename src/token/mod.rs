@@ -36,6 +36,7 @@ pub use latch::{Attempt, Latches, latched, pin_path};
 pub use ledger::{Reserved, WrapCount, WrapCounts, WrapLedger};
 pub use offline::{InitTarget, Offline};
 pub use protocol::{Attributes, KeySpec, OpenedKey, PROOF_COST, TokenEntry, TokenInfo};
+pub use route::Holders;
 pub use spawn::spawn;
 pub use state::KeyState;
 

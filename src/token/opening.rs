@@ -27,9 +27,13 @@ pub(super) async fn open_key(
             "the token's worker said something strange",
         ));
     };
-    match stored_canary(inner, spec).await? {
-        Some(canary) => check_canary(inner, link, spec, opened.id, &canary).await?,
-        None => make_canary(inner, link, spec, opened.id).await?,
+    let mut canary = stored_canary(inner, spec).await?;
+    if canary.is_none() && !make_canary(inner, link, spec, opened.id).await? {
+        // Another token that holds this key has just made it.
+        canary = stored_canary(inner, spec).await?;
+    }
+    if let Some(canary) = canary {
+        check_canary(inner, link, spec, opened.id, &canary).await?;
     }
     inner.proved();
     Ok(opened)
@@ -79,12 +83,13 @@ async fn check_canary(
     }
 }
 
+/// Makes the key's canary; says whether it was the first.
 async fn make_canary(
     inner: &Arc<Inner>,
     link: &Arc<Link>,
     spec: &KeySpec,
     id: u32,
-) -> Result<(), TokenError> {
+) -> Result<bool, TokenError> {
     let plaintext = Secret32::random()
         .map_err(|error| TokenError::away(format!("no random bytes: {error}")))?;
     let aad = Canary::aad(&spec.name);

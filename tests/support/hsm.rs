@@ -172,6 +172,16 @@ impl Hsm {
         });
     }
 
+    /// The same in a token that [`Self::add_token`] made.
+    #[track_caller]
+    pub fn create_on(&self, token: &str, key: &KeySpec) {
+        self.child(&Job::Create {
+            token: token.to_owned(),
+            pin: self.pin(),
+            key: key.clone(),
+        });
+    }
+
     /// Makes a further token with the same PINs; its label may be taken.
     #[track_caller]
     pub fn add_token(&self, label: &str) {

@@ -48,10 +48,11 @@ impl CanaryStore for Store {
     fn load(&self, key: &str) -> Result<Option<Canary>, String> {
         Ok(self.canaries.lock().unwrap().get(key).cloned())
     }
-    fn save(&self, key: &str, canary: &Canary) -> Result<(), String> {
+    fn save(&self, key: &str, canary: &Canary) -> Result<bool, String> {
         let mut canaries = self.canaries.lock().unwrap();
-        canaries.insert(key.into(), canary.clone());
-        Ok(())
+        let new = !canaries.contains_key(key);
+        canaries.entry(key.into()).or_insert_with(|| canary.clone());
+        Ok(new)
     }
 }
 

@@ -215,6 +215,9 @@ async fn rule_19_what_cannot_be_counted_is_not_wrapped() {
         matches!(&error, TokenError::Uncounted { detail } if detail.contains("full")),
         "{error:?}"
     );
+    // What is left is enough for one proof, and no more.
+    assert_eq!(BLOCK % MOST, PROOF);
+    drop(counts.charge("k", Purpose::Proof).await.unwrap());
     assert!(counts.charge("k", Purpose::Proof).await.is_err());
     book.full.store(false, Ordering::SeqCst);
     drop(counts.charge("k", Purpose::DataKey).await.unwrap());
