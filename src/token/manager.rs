@@ -375,6 +375,15 @@ impl Manager {
     fn probed(&mut self, outcome: Result<(), TokenError>) {
         self.probing = false;
         self.probe_failure = outcome.err().map(|error| error.to_string());
+        if let Some(why) = &self.probe_failure {
+            // Without verify_wraps, this is what an operator has to go by.
+            let seconds = self.inner.last_proof().map(|at| at.elapsed().as_secs());
+            tracing::error!(
+                token = self.inner.name,
+                last_proof_seconds_ago = seconds,
+                "the probe failed, objects written since the last proof should be read again: {why}"
+            );
+        }
         self.assess();
     }
 

@@ -26,12 +26,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) const fn code(kind: FailureKind) -> u8 {
     match kind {
         FailureKind::Locked => LOCKED,
-        FailureKind::Away | FailureKind::Lost => LOST,
         FailureKind::Absent => ABSENT,
-        FailureKind::Misconfigured
+        FailureKind::Misconfigured => MISCONFIGURED,
+        // A start has no input of anybody's: whatever was refused, another
+        // process may be lucky.
+        FailureKind::Away
+        | FailureKind::Lost
         | FailureKind::BadCiphertext
         | FailureKind::Rejected
-        | FailureKind::Exists => MISCONFIGURED,
+        | FailureKind::Exists => LOST,
     }
 }
 
