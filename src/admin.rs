@@ -150,9 +150,11 @@ impl Admin {
             ring: label.to_owned(),
             usage: "active".to_owned(),
             ready: true,
-            problem: None,
+            wrap_limit: config::WrapLimit::default().wraps(),
+            wraps_complete: true,
             check_value: hex(&opened),
             attributes: opened.attributes,
+            ..KeyInfo::default()
         })
     }
 

@@ -183,6 +183,21 @@ pub struct KeyInfo {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// Wraps that this host has made under it, at most (a crash skips some).
+    #[serde(default)]
+    pub wraps_used: u64,
+    /// Wraps that this host may make.
+    #[serde(default)]
+    pub wrap_limit: u64,
+    /// Whether the count goes back to the key's first use; if not, rotate.
+    #[serde(default)]
+    pub wraps_complete: bool,
+    /// The key of its ring that is to take over before the limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub successor: Option<String>,
+    /// The successor, once it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handed_over_to: Option<String>,
     /// The attributes, by their PKCS#11 names, as the token reports them.
     pub attributes: Vec<(String, String)>,
     /// The token's own check value, hexadecimal, if it gives one.

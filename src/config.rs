@@ -11,7 +11,7 @@ mod units;
 pub use grammar::{
     Agent, Checksum, GcmIv, Key, KeyUse, Keyslots, Message, PayloadSigning, S3, Spool, Token,
 };
-pub use units::{Length, Timeout};
+pub use units::{Length, Timeout, WrapLimit};
 
 use std::path::{Path, PathBuf};
 
@@ -344,6 +344,50 @@ impl Config {
                     "exactly one key of a ring wraps new objects; set the others to use = \"decrypt\"",
                 );
             }
+            self.check_successor(key)?;
+        }
+        Ok(())
+    }
+
+    /// A successor is at hand everywhere before it takes over; the chain of
+    /// successors ends.
+    fn check_successor(&self, key: &Key) -> Result<(), (String, String)> {
+        let find = |name: &str| self.keys.iter().find(|other| other.name == name);
+        let Some(name) = &key.successor else {
+            return Ok(());
+        };
+        let fault = |what: String, hint: &str| err(format!("key {:?}: {what}", key.name), hint);
+        let Some(successor) = find(name) else {
+            return fault(
+                format!("its successor {name:?} is not configured"),
+                "configure the successor with use = \"decrypt\": it becomes active by itself",
+            );
+        };
+        if successor.ring() != key.ring() {
+            return fault(
+                format!(
+                    "its successor {name:?} is of ring {:?}, not of {:?}",
+                    successor.ring(),
+                    key.ring()
+                ),
+                "give both keys the same `ring`",
+            );
+        }
+        if !successor.opens() {
+            return fault(
+                format!("its successor {name:?} is disabled"),
+                "set use = \"decrypt\" for the successor: it becomes active by itself",
+            );
+        }
+        let mut next = Some(successor);
+        for _ in &self.keys {
+            next = next.and_then(|key| find(key.successor.as_deref()?));
+        }
+        if next.is_some() {
+            return fault(
+                format!("its successor {name:?} leads back to a key that was used up before"),
+                "the last of a chain of successors has none",
+            );
         }
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! a fault wherever it can: an operator mends three things at once rather
 //! than one after the other.
 
+mod wraps;
+
 use std::path::Path;
 
 use serde::Serialize;
@@ -15,10 +17,13 @@ use crate::secret::Pin;
 use crate::store::{Limits, Store, StoreError};
 use crate::token::{Attempt, KeySpec, Latches};
 
+use wraps::Wraps;
+
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `configuration`, `token NAME`, `key NAME`, `store`, `bucket NAME`, `agent`.
+    /// `configuration`, `token NAME`, `key NAME`, `catalogue`, `store`,
+    /// `bucket NAME`, `agent`.
     pub area: String,
     /// Whether it is in order.
     pub ok: bool,
@@ -75,8 +80,15 @@ pub fn run(config_path: &Path, socket: &Path, bucket: Option<&str>) -> Vec<Findi
             "`strongroom key generate NAME --token TOKEN` makes one and configures it",
         ));
     }
-    for token in &config.tokens {
-        findings.extend(token_findings(&config, token));
+    match Wraps::open(&config) {
+        Ok(wraps) => {
+            for token in &config.tokens {
+                findings.extend(token_findings(&config, token, &wraps));
+            }
+            findings.extend(wraps.findings(&config));
+        }
+        // The gate wraps, and what cannot be counted is not wrapped.
+        Err(fault) => findings.push(fault),
     }
     let buckets: Vec<String> = bucket
         .map(str::to_owned)
@@ -110,7 +122,7 @@ fn configuration(error: &ConfigError) -> Finding {
     Finding::fault("configuration", &error.message, &error.hint)
 }
 
-fn token_findings(config: &Config, token: &crate::config::Token) -> Vec<Finding> {
+fn token_findings(config: &Config, token: &crate::config::Token, wraps: &Wraps) -> Vec<Finding> {
     let area = format!("token {}", token.name);
     if !token.module.exists() {
         return vec![Finding::fault(
@@ -151,16 +163,10 @@ fn token_findings(config: &Config, token: &crate::config::Token) -> Vec<Finding>
             "correct the PIN file; that alone makes the PIN be tried again",
         )];
     }
-    let keys: Vec<_> = config
-        .keys
-        .iter()
-        .filter(|key| key.token == token.name && key.opens())
-        .map(|key| KeySpec {
-            name: key.name.clone(),
-            label: key.label.clone(),
-            imported: key.imported,
-        })
-        .collect();
+    let keys = KeySpec::of_token(config, &token.name);
+    if let Err(fault) = wraps.charge(&keys) {
+        return vec![fault];
+    }
     let attempt = Attempt::now(token);
     let checks = admin::check_token(token, &keys);
     let locked = checks

@@ -2,19 +2,26 @@
 //!
 //! The one place where a [`Draft`] gets its encrypted data keys and a
 //! [`Header`] gets its data key back. Canaries, which fix a key's identity
-//! (SECURITY rule 18), are kept in the catalogue.
+//! (SECURITY rule 18), and the counts of wraps (rule 19) are kept in the
+//! catalogue (`records`); `rings` chooses who wraps, `report` tells of it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+mod records;
+mod report;
+mod rings;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::sync::mpsc;
 
-use crate::api::{Error, ErrorKind, KeyInfo, TokenStatus};
+use crate::api::{Error, ErrorKind};
 use crate::catalog::Catalog;
-use crate::config::{Config, Key, KeyUse};
+use crate::config::{Config, Key};
 use crate::fault::message_error;
 use crate::message::{self, Context, DataKey, Draft, Edk, FreshKey, Header, Opener};
-use crate::token::{Canary, CanaryStore, KeySpec, PROOF_LASTS, Stuck, Token, TokenError};
+use crate::token::{CanaryStore, KeySpec, Stuck, Token, TokenError, WrapCounts};
+
+use records::Records;
 
 /// Unwrap attempts per open, SECURITY rule 4: a header may carry 16 EDKs that
 /// all claim to be ours, and each costs a token call.
@@ -24,7 +31,10 @@ const MAX_UNWRAPS: usize = 8;
 pub struct Keyring {
     live: RwLock<Live>,
     canaries: Arc<dyn CanaryStore>,
+    counts: Arc<WrapCounts>,
     stuck: mpsc::Sender<Stuck>,
+    /// Keys whose hand-over the log has told.
+    announced: Mutex<BTreeSet<String>>,
 }
 
 struct Live {
@@ -32,50 +42,31 @@ struct Live {
     tokens: HashMap<String, Token>,
 }
 
-struct CatalogCanaries(Catalog);
-
-impl CanaryStore for CatalogCanaries {
-    fn load(&self, key: &str) -> Result<Option<Canary>, String> {
-        let row = self.0.load_canary(key).map_err(|e| e.to_string())?;
-        Ok(row.map(|row| Canary {
-            iv: row.iv,
-            ciphertext: row.ciphertext,
-            digest: row.digest,
-        }))
-    }
-
-    fn save(&self, key: &str, canary: &Canary) -> Result<(), String> {
-        let row = crate::catalog::CanaryRow {
-            iv: canary.iv,
-            ciphertext: canary.ciphertext.clone(),
-            digest: canary.digest,
-        };
-        match self.0.save_canary(key, &row) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("the key has a canary already".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
 impl Keyring {
     /// Handles for every configured token, waiting for their workers.
     #[must_use]
     pub fn new(config: &Config, catalog: Catalog, stuck: mpsc::Sender<Stuck>) -> Self {
+        let records = Arc::new(Records(catalog));
         let ring = Self {
             live: RwLock::new(Live {
                 keys: Vec::new(),
                 tokens: HashMap::new(),
             }),
-            canaries: Arc::new(CatalogCanaries(catalog)),
+            canaries: records.clone(),
+            counts: Arc::new(WrapCounts::new(records)),
             stuck,
+            announced: Mutex::default(),
         };
         ring.update(config);
         ring
     }
 
-    /// Takes over the keys and tokens of a new configuration.
+    /// Takes over the keys and tokens of a new configuration. Blocks while
+    /// the counts of new keys are read.
     pub fn update(&self, config: &Config) {
+        for key in &config.keys {
+            self.counts.configure(&key.name, key.wrap_limit.wraps());
+        }
         let mut live = self.live.write().unwrap_or_else(|e| e.into_inner());
         let mut former = std::mem::take(&mut live.tokens);
         for token in &config.tokens {
@@ -84,20 +75,11 @@ impl Keyring {
                     token.name.clone(),
                     token.call_timeout.duration(),
                     self.canaries.clone(),
+                    self.counts.clone(),
                     self.stuck.clone(),
                 )
             });
-            let specs = config
-                .keys
-                .iter()
-                .filter(|key| key.token == token.name && key.opens())
-                .map(|key| KeySpec {
-                    name: key.name.clone(),
-                    label: key.label.clone(),
-                    imported: key.imported,
-                })
-                .collect();
-            handle.set_keys(specs);
+            handle.set_keys(KeySpec::of_token(config, &token.name));
             live.tokens.insert(token.name.clone(), handle);
         }
         live.keys.clone_from(&config.keys);
@@ -107,96 +89,6 @@ impl Keyring {
     #[must_use]
     pub fn token(&self, name: &str) -> Option<Token> {
         self.read().tokens.get(name).cloned()
-    }
-
-    /// Every configured token's state, by name.
-    #[must_use]
-    pub fn token_status(&self) -> Vec<TokenStatus> {
-        let mut all: Vec<_> = self.read().tokens.values().map(Token::status).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
-    }
-
-    /// Whether a wrap and an unwrap succeeded within the last 30 s on a token
-    /// that holds an active key.
-    #[must_use]
-    pub fn is_proven(&self) -> bool {
-        let live = self.read();
-        live.keys
-            .iter()
-            .filter(|key| key.is_active())
-            .filter_map(|key| live.tokens.get(&key.token)?.last_proof())
-            .any(|at| at.elapsed() < PROOF_LASTS)
-    }
-
-    /// Every configured key with its attributes as its token reports them.
-    #[must_use]
-    pub fn keys(&self) -> Vec<KeyInfo> {
-        let live = self.read();
-        let mut known = HashMap::new();
-        for (token, handle) in &live.tokens {
-            for key in handle.keys() {
-                known.insert((token.clone(), key.spec.name.clone()), key);
-            }
-        }
-        live.keys
-            .iter()
-            .map(|key| {
-                let mut info = KeyInfo {
-                    name: key.name.clone(),
-                    token: key.token.clone(),
-                    label: key.label.clone(),
-                    ring: key.ring().to_owned(),
-                    usage: usage(key.usage).to_owned(),
-                    ..KeyInfo::default()
-                };
-                if let Some(state) = known.remove(&(key.token.clone(), key.name.clone())) {
-                    info.ready = state.ready;
-                    info.problem = state.problem;
-                    info.attributes = state.attributes;
-                    info.check_value = state
-                        .check_value
-                        .map(|v| data_encoding::HEXLOWER.encode(&v));
-                }
-                info
-            })
-            .collect()
-    }
-
-    /// The key that wraps new objects of `ring` (or of the only ring).
-    ///
-    /// # Errors
-    /// There is no such ring, or several and none was named.
-    pub fn active(&self, ring: Option<&str>) -> Result<Key, Error> {
-        let live = self.read();
-        let mut active = live.keys.iter().filter(|k| k.is_active());
-        let Some(name) = ring else {
-            let Some(first) = active.next() else {
-                return Err(
-                    Error::new(ErrorKind::Misconfigured, "no wrapping key is active")
-                        .hint("`strongroom key generate NAME --token T` makes one"),
-                );
-            };
-            if active.next().is_some() {
-                return Err(Error::new(
-                    ErrorKind::Malformed,
-                    "several rings are configured and none was named",
-                )
-                .hint("name one with --key or the Strongroom-Key header"));
-            }
-            return Ok(first.clone());
-        };
-        // A key's own name works too, as long as it is the ring's active key.
-        active
-            .find(|k| k.ring() == name || k.name == name)
-            .cloned()
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Malformed,
-                    format!("no active wrapping key {name:?}"),
-                )
-                .hint("`strongroom key list` shows the configured keys")
-            })
     }
 
     /// A fresh data key: the token's random bytes mixed with the system's.
@@ -319,13 +211,4 @@ fn names(header: &Header) -> String {
         .collect();
     names.dedup();
     names.join(", ")
-}
-
-fn usage(usage: KeyUse) -> &'static str {
-    match usage {
-        KeyUse::Active => "active",
-        KeyUse::Decrypt => "decrypt",
-        KeyUse::Disabled => "disabled",
-        KeyUse::Compromised => "compromised",
-    }
 }

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
 use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo};
+use crate::config::WrapLimit;
 
 use super::objects::{self, Granted};
 use super::peer::Peer;
@@ -206,6 +207,8 @@ async fn generate_key(app: &App, body: Incoming) -> Result<Response<Body>, Error
         attributes: key.attributes,
         check_value: key.check_value.map(|v| data_encoding::HEXLOWER.encode(&v)),
         ready: true,
+        wrap_limit: WrapLimit::default().wraps(),
+        wraps_complete: true,
         ..KeyInfo::default()
     };
     reply::json(StatusCode::CREATED, &info)

@@ -41,12 +41,11 @@ impl App {
             return "stopping";
         }
         let tokens = self.engine.keyring.token_status();
-        let ready = self
-            .engine
-            .keyring
-            .keys()
-            .iter()
-            .any(|k| k.usage == "active" && k.ready);
+        if self.engine.keyring.exhaustion().is_some() {
+            // Somebody has to act, as with a wrong setting.
+            return "misconfigured";
+        }
+        let ready = self.engine.keyring.is_open();
         if ready && !self.engine.keyring.is_proven() {
             return "suspect";
         }
@@ -74,6 +73,11 @@ impl App {
             "misconfigured" => ErrorKind::Misconfigured,
             _ => ErrorKind::TokenAway,
         };
+        if let Some(error) = self.engine.keyring.exhaustion()
+            && kind == ErrorKind::Misconfigured
+        {
+            return Err(error);
+        }
         let tokens = self.engine.keyring.token_status();
         let problem = tokens.iter().find(|t| t.health != "ready").map(|t| {
             (

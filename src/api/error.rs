@@ -100,6 +100,8 @@ kinds! {
     TokenLocked => "token-locked", 503, 75, "the token refused its PIN", "correct the PIN file, then reload the agent (SIGHUP); nothing is retried before";
     /// The token, a key or the agent is set up wrongly.
     Misconfigured => "misconfigured", 503, 75, "the set-up is wrong", "`strongroom doctor` names the fault and its remedy";
+    /// It has reached its wrap_limit, and has no successor.
+    KeyExhausted => "key-exhausted", 503, 75, "the wrapping key is used up", "make a new key the ring's active one (docs/operations.md, rotation); what the old one wrapped is still read";
     /// The catalogue cannot be read or written.
     StateFailed => "state-failed", 503, 75, "the state directory failed", "check space and permissions of agent.state_dir";
     /// SIGTERM was received.

@@ -10,6 +10,7 @@ mod reader;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod wraps;
 mod writer;
 
 pub use error::CatalogError;
@@ -23,7 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::api::Receipt;
 use reader::Readers;
-use writer::{Change, Job, MessageId, Outcome, Reply, Writer};
+use writer::{Change, Effect, Job, MessageId, Outcome, Reply, Writer};
 
 /// The catalogue's file name in the state directory.
 const FILE: &str = "catalog.sqlite";
@@ -72,6 +73,16 @@ pub struct CanaryRow {
     pub digest: [u8; 32],
 }
 
+/// How often a wrapping key may have wrapped on this host (docs/security.md,
+/// rule 19).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrapsRow {
+    /// Wraps reserved so far: those made, and those that a crash skipped.
+    pub reserved: u64,
+    /// Whether the count goes back to the key's first use.
+    pub complete: bool,
+}
+
 /// How much the catalogue holds, for `status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -113,6 +124,23 @@ impl Catalog {
             readers: Arc::new(Readers::new(path)),
             commits,
         })
+    }
+
+    /// The same where there is one already; `None` where no agent has been
+    /// started yet.
+    ///
+    /// # Errors
+    /// See [`Self::open`].
+    pub fn open_existing(state_dir: &Path) -> Result<Option<Self>, CatalogError> {
+        let path = state_dir.join(FILE);
+        match path.try_exists() {
+            Ok(true) => Self::open(state_dir).map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(CatalogError::Io {
+                path,
+                detail: error.to_string(),
+            }),
+        }
     }
 
     /// Records an acknowledged put: durable on return. The message becomes
@@ -233,18 +261,42 @@ impl Catalog {
     /// # Errors
     /// The record is not durable.
     pub fn save_canary(&self, key: &str, row: &CanaryRow) -> Result<bool, CatalogError> {
-        let (sender, answer) = sync_channel(1);
-        self.send(
-            Change::Canary(key.to_owned(), row.clone()),
-            Reply::Blocking(sender),
-        )?;
-        answer.recv().unwrap_or(Err(CatalogError::Closed))
+        let change = Change::Canary(key.to_owned(), row.clone());
+        Ok(matches!(self.change_blocking(change)?, Effect::Made))
+    }
+
+    /// How often the wrapping key with this configured name may have wrapped.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub fn load_wraps(&self, key: &str) -> Result<WrapsRow, CatalogError> {
+        self.readers.run_blocking(|conn| wraps::load(conn, key))
+    }
+
+    /// Counts further wraps of a key, before they are made. Blocks until it
+    /// is durable; the answer includes them.
+    ///
+    /// # Errors
+    /// The record is not durable.
+    pub fn reserve_wraps(&self, key: &str, count: u64) -> Result<WrapsRow, CatalogError> {
+        let key = key.to_owned();
+        match self.change_blocking(Change::Wraps { key, count })? {
+            Effect::Wraps(row) => Ok(row),
+            Effect::Made | Effect::None => Err(CatalogError::Closed),
+        }
     }
 
     /// Transactions committed since the catalogue was opened.
     #[must_use]
     pub fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
+    }
+
+    fn change_blocking(&self, change: Change) -> Outcome {
+        let (sender, answer) = sync_channel(1);
+        self.send(change, Reply::Blocking(sender))?;
+        answer.recv().unwrap_or(Err(CatalogError::Closed))
     }
 
     async fn change(&self, change: Change) -> Result<(), CatalogError> {

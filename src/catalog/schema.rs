@@ -14,7 +14,7 @@ use super::CatalogError;
 
 /// SQLite's `application_id` of our files: `SgRm` in ASCII, so that `file(1)`
 /// and we can tell a catalogue from any other database.
-const APPLICATION_ID: i32 = 0x5367_526d;
+pub(super) const APPLICATION_ID: i32 = 0x5367_526d;
 
 /// How long a statement waits for another connection's lock. In WAL mode only
 /// recovery after a crash makes anyone wait.
@@ -26,7 +26,8 @@ const QUICK_CHECK_LIMIT: u64 = 16 << 20;
 
 /// Rows are never deleted from `message` and `foreign_write`: their largest
 /// id is their count, and every message id of a place stays known.
-const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE place (
         id              INTEGER PRIMARY KEY,
         bucket          TEXT NOT NULL,
@@ -67,7 +68,15 @@ const MIGRATIONS: &[&str] = &["
         digest          BLOB NOT NULL,
         created         INTEGER NOT NULL      -- Unix ms
     ) STRICT;
-"];
+",
+    "
+    CREATE TABLE wraps (
+        key             TEXT PRIMARY KEY,     -- the wrapping key's configured name
+        reserved        INTEGER NOT NULL,     -- wraps it may have made on this host
+        complete        INTEGER NOT NULL      -- 0: it was in use before its count
+    ) STRICT;
+",
+];
 
 /// Opens, and if necessary creates or migrates, the catalogue for writing.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, CatalogError> {

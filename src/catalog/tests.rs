@@ -174,6 +174,65 @@ async fn a_canary_is_written_once() {
     assert_eq!(reopened.load_canary("k").unwrap(), Some(row(1)));
 }
 
+#[test]
+fn rule_19_reserved_wraps_add_up_and_survive_reopening() {
+    let (dir, catalog) = fresh();
+    let fresh = catalog.load_wraps("k").unwrap();
+    assert!(fresh.complete && fresh.reserved > 0, "{fresh:?}");
+    let row = catalog.reserve_wraps("k", 65_536).unwrap();
+    assert_eq!(row.reserved, fresh.reserved + 65_536);
+    assert_eq!(catalog.load_wraps("k").unwrap(), row);
+    // A canary made after the count began does not make it incomplete.
+    let canary = CanaryRow {
+        iv: [1; 12],
+        ciphertext: vec![1; 48],
+        digest: [1; 32],
+    };
+    assert!(catalog.save_canary("k", &canary).unwrap());
+    drop(catalog);
+    let reopened = Catalog::open(dir.path()).unwrap();
+    let again = reopened.reserve_wraps("k", 4).unwrap();
+    assert_eq!(again.reserved, row.reserved + 4);
+    assert!(again.complete);
+    assert_eq!(reopened.load_wraps("other").unwrap(), fresh);
+}
+
+/// A catalogue as the first release left it: schema 1, a key in use.
+#[tokio::test]
+async fn rule_19_a_key_in_use_before_the_count_is_marked_incomplete() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    let conn = rusqlite::Connection::open(&path).unwrap();
+    conn.execute_batch(schema::MIGRATIONS[0]).unwrap();
+    conn.pragma_update(None, "application_id", schema::APPLICATION_ID)
+        .unwrap();
+    conn.pragma_update(None, "user_version", 1).unwrap();
+    conn.execute_batch(
+        "INSERT INTO canary VALUES ('archive', x'00', x'00', x'00', 0);
+         INSERT INTO place (id, bucket, key) VALUES (1, 'b', 'k');",
+    )
+    .unwrap();
+    for id in 0..3_000_i32 {
+        conn.execute(
+            "INSERT INTO message (place, message_id, created, recorded, plaintext_size,
+                                  stored_size, checksum, wrapping_key)
+             VALUES (1, cast(?1 AS BLOB), 0, 0, 0, 0, '', 'archive')",
+            [id.to_string()],
+        )
+        .unwrap();
+    }
+    drop(conn);
+    let catalog = Catalog::open(dir.path()).unwrap();
+    let before = catalog.load_wraps("archive").unwrap();
+    // At the least what the receipts say.
+    assert!(!before.complete && before.reserved >= 3_000, "{before:?}");
+    let row = catalog.reserve_wraps("archive", 65_536).unwrap();
+    assert_eq!(row.reserved, before.reserved + 65_536);
+    assert!(!row.complete);
+    assert!(!catalog.load_wraps("archive").unwrap().complete, "it stays");
+    assert!(catalog.load_wraps("new").unwrap().complete);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_puts_share_commits() {
     let (_dir, catalog) = fresh();
@@ -253,7 +312,7 @@ fn an_empty_database_of_version_0_is_migrated() {
     let version: i64 = conn
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .unwrap();
-    assert_eq!(version, 1);
+    assert_eq!(version, 2);
 }
 
 #[test]
@@ -296,7 +355,7 @@ fn files_of_later_releases_and_other_programs_are_refused_untouched() {
         matches!(error, CatalogError::Newer { found: 99, .. }),
         "{error:?}"
     );
-    set("user_version", 1);
+    set("user_version", 2);
     set("application_id", 1234);
     let error = Catalog::open(dir.path()).err().unwrap();
     assert!(matches!(error, CatalogError::NotOurs { .. }), "{error:?}");

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use super::{CanaryRow, CatalogError, schema};
+use super::{CanaryRow, CatalogError, WrapsRow, schema, wraps};
 use crate::api::Receipt;
 
 /// Most changes in one transaction. Bounds how long the first of them waits
@@ -40,13 +40,25 @@ pub(super) enum Change {
     },
     /// The first use of a wrapping key.
     Canary(String, CanaryRow),
+    /// Further wraps under a wrapping key.
+    Wraps { key: String, count: u64 },
 }
 
 /// A message id as stored: its bytes.
 pub(super) type MessageId = Vec<u8>;
 
-/// Whether the change took effect (a canary is only inserted once).
-pub(super) type Outcome = Result<bool, CatalogError>;
+/// What a change did.
+pub(super) enum Effect {
+    /// It was made.
+    Made,
+    /// There was a canary already.
+    None,
+    /// The count of a key's wraps after it.
+    Wraps(WrapsRow),
+}
+
+/// How a change ended.
+pub(super) type Outcome = Result<Effect, CatalogError>;
 
 /// Whom to tell once the change is durable.
 pub(super) enum Reply {
@@ -123,7 +135,7 @@ impl Writer {
     }
 
     /// Applies all changes in one transaction; all or none.
-    fn attempt(&mut self, batch: &[Job]) -> Result<Vec<bool>, CatalogError> {
+    fn attempt(&mut self, batch: &[Job]) -> Result<Vec<Effect>, CatalogError> {
         let conn = match &mut self.conn {
             Some(conn) => conn,
             none => none.insert(schema::open_writer(&self.path)?),
@@ -146,7 +158,7 @@ impl Writer {
     }
 }
 
-enum ApplyError {
+pub(super) enum ApplyError {
     Sqlite(rusqlite::Error),
     TooLarge,
 }
@@ -163,7 +175,7 @@ impl From<std::num::TryFromIntError> for ApplyError {
     }
 }
 
-fn apply(tx: &Transaction<'_>, change: &Change) -> Result<bool, ApplyError> {
+fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
     let now = now_ms();
     match change {
         Change::Put(receipt, message_id) => put(tx, receipt, message_id, now)?,
@@ -200,10 +212,15 @@ fn apply(tx: &Transaction<'_>, change: &Change) -> Result<bool, ApplyError> {
                      VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (key) DO NOTHING",
                 )?
                 .execute(params![key, row.iv, row.ciphertext, row.digest, now])?;
-            return Ok(inserted == 1);
+            if inserted == 0 {
+                return Ok(Effect::None);
+            }
+        }
+        Change::Wraps { key, count } => {
+            return Ok(Effect::Wraps(wraps::reserve(tx, key, *count)?));
         }
     }
-    Ok(true)
+    Ok(Effect::Made)
 }
 
 fn put(

@@ -92,5 +92,22 @@ pub(super) fn key_line(key: &KeyInfo) -> String {
     if let Some(problem) = &key.problem {
         line.push_str(&format!(": {}", shown(problem)));
     }
+    line.push_str(&wraps(key));
     line
+}
+
+/// How far its count of wraps has come.
+fn wraps(key: &KeyInfo) -> String {
+    let (used, limit) = (key.wraps_used, key.wrap_limit);
+    let mut text = format!("; wraps {used} of {limit}");
+    if !key.wraps_complete {
+        text.push_str(" at the least: the count is incomplete, rotate");
+    }
+    match (&key.handed_over_to, &key.successor) {
+        (Some(next), _) => text.push_str(&format!(", handed over to {next}")),
+        (None, Some(next)) => text.push_str(&format!(", successor {next}")),
+        (None, None) if used >= limit - limit / 10 => text.push_str(", rotate"),
+        (None, None) => {}
+    }
+    text
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::units::{Length, Timeout};
+use super::units::{Length, Timeout, WrapLimit};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,8 +49,6 @@ impl File {
         for key in &self.key {
             let settings = [
                 ("cryptoperiod", key.cryptoperiod.is_some()),
-                ("wrap_limit", key.wrap_limit.is_some()),
-                ("successor", key.successor.is_some()),
                 ("use = \"compromised\"", key.usage == KeyUse::Compromised),
             ];
             if let Some((name, _)) = settings.iter().find(|(_, set)| *set) {
@@ -309,9 +307,12 @@ pub struct Key {
     /// Not generated in this token.
     #[serde(default)]
     pub imported: bool,
+    /// How often this host may wrap under it.
+    #[serde(default)]
+    pub wrap_limit: WrapLimit,
+    /// The key of its ring that wraps in its place before the limit.
+    pub successor: Option<String>,
     cryptoperiod: Option<toml::Value>,
-    wrap_limit: Option<toml::Value>,
-    successor: Option<toml::Value>,
 }
 
 impl Key {

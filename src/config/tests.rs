@@ -78,8 +78,8 @@ fn settings_of_later_releases_are_refused_not_ignored() {
         refused(&format!("{TOKEN}{KEY}{text}"), &["not implemented"]);
     }
     refused(
-        &format!("{TOKEN}{KEY}wrap_limit='2^31'\n"),
-        &["wrap_limit", "not implemented"],
+        &format!("{TOKEN}{KEY}cryptoperiod='1y'\n"),
+        &["cryptoperiod", "not implemented"],
     );
 }
 
@@ -132,4 +132,58 @@ fn keys_must_be_unambiguous() {
     let two = format!("{TOKEN}{KEY}ring='r'\n[[key]]\nname='l'\ntoken='t'\nlabel='l'\nring='r'\n");
     refused(&two, &["ring \"r\""]);
     parse(&format!("{two}use='decrypt'\n")).unwrap();
+}
+
+#[test]
+fn rule_19_a_wrap_limit_is_within_what_gcm_bears() {
+    let limit = |text: &str| parse(&format!("{TOKEN}{KEY}{text}\n"));
+    for (text, wraps) in [
+        ("", 1 << 31),
+        ("wrap_limit = '2^31'", 1 << 31),
+        ("wrap_limit = '2^32'", 1 << 32),
+        ("wrap_limit = 65536", 65_536),
+        ("wrap_limit = '1000000'", 1_000_000),
+    ] {
+        assert_eq!(limit(text).unwrap().keys[0].wrap_limit.wraps(), wraps);
+    }
+    for text in ["65535", "'2^33'", "'2^64'", "'2^99'", "'4294967297'", "0"] {
+        refused(
+            &format!("{TOKEN}{KEY}wrap_limit = {text}\n"),
+            &["wrap_limit"],
+        );
+    }
+    for text in ["'many'", "'2^x'", "-1", "1.5", "true"] {
+        refused(&format!("{TOKEN}{KEY}wrap_limit = {text}\n"), &["2^31"]);
+    }
+}
+
+#[test]
+fn rule_19_a_successor_is_of_the_ring_at_hand_and_the_chain_ends() {
+    let key = |name: &str, more: &str| {
+        format!("[[key]]\nname='{name}'\ntoken='t'\nlabel='{name}'\nring='r'\n{more}\n")
+    };
+    let ring =
+        |a: &str, b: &str, c: &str| format!("{TOKEN}{}{}{}", key("a", a), key("b", b), key("c", c));
+    let (to_b, to_c) = ("successor='b'", "use='decrypt'\nsuccessor='c'");
+    let end = "use='decrypt'";
+    parse(&ring(to_b, to_c, end)).unwrap();
+    // A host that was rotated by hand.
+    parse(&ring("use='decrypt'\nsuccessor='b'", "", end)).unwrap();
+    refused(
+        &ring("successor='x'", end, end),
+        &["\"x\" is not configured"],
+    );
+    refused(&ring(to_b, "use='disabled'", end), &["disabled"]);
+    refused(&ring("successor='a'", end, end), &["leads back"]);
+    refused(
+        &ring(to_b, to_c, "use='decrypt'\nsuccessor='a'"),
+        &["leads back"],
+    );
+    // Not active, but in a circle all the same.
+    refused(
+        &ring("", to_c, "use='decrypt'\nsuccessor='b'"),
+        &["leads back"],
+    );
+    let other = format!("{TOKEN}{KEY}successor='a'\n{}", key("a", ""));
+    refused(&other, &["of ring \"r\", not of \"k\""]);
 }

@@ -34,6 +34,59 @@ impl<'de> Deserialize<'de> for Length {
     }
 }
 
+/// How often this host may wrap under a key, written `"2^31"` or as a plain
+/// number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WrapLimit(u64);
+
+impl WrapLimit {
+    /// Least, one block of the count (SECURITY.md 19); most, what AES-GCM with
+    /// random IVs bears under one key (NIST SP 800-38D, 8.3), on a host alone.
+    const BOUNDS: std::ops::RangeInclusive<u64> = (1 << 16)..=(1 << 32);
+
+    /// As a number.
+    #[must_use]
+    pub const fn wraps(self) -> u64 {
+        self.0
+    }
+}
+
+/// Half of what the key bears: two hosts may share it unconfigured.
+impl Default for WrapLimit {
+    fn default() -> Self {
+        Self(1 << 31)
+    }
+}
+
+impl<'de> Deserialize<'de> for WrapLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a number of wraps such as \"2^31\" or 1000000")]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        let wraps = match Written::deserialize(deserializer)? {
+            Written::Number(number) => number,
+            Written::Text(text) => match text.strip_prefix("2^") {
+                Some(power) => power.parse().ok().and_then(|p| 1_u64.checked_shl(p)),
+                None => text.parse().ok(),
+            }
+            .ok_or_else(|| {
+                de::Error::custom(format!(
+                    "wrap_limit {text:?} is not a number of wraps such as \"2^31\""
+                ))
+            })?,
+        };
+        if !Self::BOUNDS.contains(&wraps) {
+            return Err(de::Error::custom(format!(
+                "wrap_limit is {wraps}; it must be from 65536 to 2^32"
+            )));
+        }
+        Ok(Self(wraps))
+    }
+}
+
 /// A span of time, written `"10 s"` or `"2m 30s"`; never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timeout(Duration);

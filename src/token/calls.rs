@@ -15,16 +15,19 @@ use super::canary::CanaryStore;
 use super::error::TokenError;
 use super::handle::{Stuck, Wrapped};
 use super::health::Health;
+use super::ledger::{Charge, Purpose, WrapCounts};
 use super::link::{Closed, Lane, Link};
 use super::manager::Command;
+use super::opening;
 use super::pool::{self, Pool};
 use super::protocol::{Frame, Reply, Request};
-use super::state::State;
+use super::state::{Slot, State};
 
 /// What the handle and its manager share.
 pub(super) struct Inner {
     pub(super) name: String,
     pub(super) canaries: Arc<dyn CanaryStore>,
+    pub(super) counts: Arc<WrapCounts>,
     pub(super) call_timeout: Duration,
     pub(super) state: watch::Receiver<State>,
     pub(super) health: watch::Receiver<Health>,
@@ -187,19 +190,37 @@ impl Inner {
         done
     }
 
+    /// Counts what a request may cost, before it is sent.
+    pub(super) async fn charge(&self, key: &str, purpose: Purpose) -> Result<Charge, TokenError> {
+        timeout(self.call_timeout, self.counts.charge(key, purpose))
+            .await
+            .unwrap_or_else(|_| {
+                let detail = format!("key {key}: its wraps could not be counted in time");
+                Err(TokenError::Uncounted { detail })
+            })
+    }
+
     pub(super) async fn wrap_on(
         &self,
         lane: Lane,
+        name: &str,
         key: u32,
         data_key: &Secret32,
         aad: &[u8],
     ) -> Result<Wrapped, TokenError> {
+        let charge = self.charge(name, Purpose::DataKey).await?;
         let data_key = data_key.expose();
         let request = Request::Wrap { key, data_key, aad };
         let frame = self.call_key(lane, key, &request).await?;
-        let Ok(Reply::Wrapped { iv, ciphertext }) = frame.decode() else {
+        let Ok(Reply::Wrapped {
+            iv,
+            ciphertext,
+            wraps,
+        }) = frame.decode()
+        else {
             return Err(strange());
         };
+        charge.spent(wraps);
         let ciphertext = ciphertext.try_into().map_err(|_| strange())?;
         self.wrapped.set(self.epoch);
         Ok(Wrapped { iv, ciphertext })
@@ -229,19 +250,30 @@ impl Inner {
 
     /// A wrap and an unwrap with a working key.
     pub(super) async fn probe(&self) -> Result<(), TokenError> {
+        let wraps = |key: &&Slot| !self.counts.is_exhausted(&key.spec.name);
         let route = |state: &State| {
-            let ready = state.keys.iter().find(|key| key.opened.is_some());
-            let name = ready
-                .or(state.keys.first())
-                .map(|key| key.spec.name.clone())?;
-            state.route(&name)
+            let mut open = state.keys.iter().filter(|key| key.opened.is_some());
+            let ready = open.clone().find(wraps).or_else(|| open.next());
+            let spec = ready.or(state.keys.first())?.spec.clone();
+            let found = state.route(&spec.name)?;
+            Some(found.map(|(link, key)| (link, (key, spec))))
         };
         if self.state.borrow().keys.is_empty() {
             let lane = self.lane().await?;
             return self.call(lane, &Request::Describe).await.map(drop);
         }
-        let (lane, key) = self.admit(route).await?;
-        self.call_key(lane, key, &Request::Probe { key }).await?;
+        let (lane, (key, spec)) = self.admit(route).await?;
+        if self.counts.is_exhausted(&spec.name) {
+            // It wraps no more, not even to prove that it could: that it
+            // opens what it wrapped once is all there is to know of it.
+            let link = Arc::clone(&lane.link);
+            drop(lane);
+            opening::reopen(self, &link, &spec, key).await?;
+        } else {
+            // Its reply does not say how many wraps it took.
+            let _charge = self.charge(&spec.name, Purpose::Proof).await?;
+            self.call_key(lane, key, &Request::Probe { key }).await?;
+        }
         self.proved();
         Ok(())
     }

@@ -48,6 +48,18 @@ pub enum TokenError {
     /// No such key is configured on this token.
     #[error("no key {0:?} is configured on this token")]
     UnknownKey(String),
+    /// The key has reached its wrap_limit: it unwraps, and wraps no more.
+    #[error("{detail}")]
+    Exhausted {
+        /// Which key, and the limit.
+        detail: String,
+    },
+    /// Temporary: what cannot be counted is not wrapped.
+    #[error("{detail}")]
+    Uncounted {
+        /// What failed and why.
+        detail: String,
+    },
     /// The token did not answer within `call_timeout`; its worker is being
     /// replaced.
     #[error("the token did not answer within its call_timeout")]
@@ -98,6 +110,8 @@ impl From<TokenError> for api::Error {
             TokenError::Rejected { .. } => api::ErrorKind::Malformed,
             TokenError::Exists { .. } => api::ErrorKind::AlreadyExists,
             TokenError::UnknownKey(_) => api::ErrorKind::NotFound,
+            TokenError::Exhausted { .. } => api::ErrorKind::KeyExhausted,
+            TokenError::Uncounted { .. } => api::ErrorKind::StateFailed,
         };
         let text = Self::new(kind, error.to_string());
         match (&error, error.hint()) {

@@ -15,6 +15,7 @@ use super::calls::{Inner, Proof, strange};
 use super::canary::CanaryStore;
 use super::error::TokenError;
 use super::health::Health;
+use super::ledger::WrapCounts;
 use super::manager::{Command, Manager};
 use super::pool::Pool;
 use super::protocol::{KeySpec, OpenedKey, Reply, Request};
@@ -52,7 +53,7 @@ pub struct Stuck {
 /// cancel-safe; callers with a deadline of their own wrap the call in it.
 #[derive(Clone)]
 pub struct Token {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     /// The manager runs as long as one of these is alive.
     commands: Arc<mpsc::UnboundedSender<Command>>,
 }
@@ -65,6 +66,7 @@ impl Token {
         name: impl Into<String>,
         call_timeout: Duration,
         canaries: Arc<dyn CanaryStore>,
+        counts: Arc<WrapCounts>,
         stuck: mpsc::Sender<Stuck>,
     ) -> Self {
         let (state, watching) = watch::channel(State::starting());
@@ -73,6 +75,7 @@ impl Token {
         let inner = Arc::new(Inner {
             name: name.into(),
             canaries,
+            counts,
             call_timeout,
             state: watching.clone(),
             health: healthy,
@@ -131,7 +134,7 @@ impl Token {
         aad: &[u8],
     ) -> Result<Wrapped, TokenError> {
         let (lane, id) = self.inner.route(key).await?;
-        self.inner.wrap_on(lane, id, data_key, aad).await
+        self.inner.wrap_on(lane, key, id, data_key, aad).await
     }
 
     /// Unwraps a data key.

@@ -8,6 +8,7 @@ use super::calls::Inner;
 use super::canary::Canary;
 use super::error::TokenError;
 use super::handle::Wrapped;
+use super::ledger::Purpose;
 use super::link::Link;
 use super::protocol::{KeySpec, OpenedKey, Reply, Request};
 
@@ -18,6 +19,8 @@ pub(super) async fn open_key(
     spec: &KeySpec,
 ) -> Result<OpenedKey, TokenError> {
     let lane = inner.lane_on(link).await?;
+    // The gate's known-good wrap.
+    let _charge = inner.charge(&spec.name, Purpose::Proof).await?;
     let frame = inner.call(lane, &Request::OpenKey(spec.clone())).await?;
     let Ok(Reply::Key(opened)) = frame.decode() else {
         return Err(TokenError::away(
@@ -32,14 +35,27 @@ pub(super) async fn open_key(
     Ok(opened)
 }
 
-async fn stored_canary(inner: &Arc<Inner>, spec: &KeySpec) -> Result<Option<Canary>, TokenError> {
+/// The canary of a key that was opened before.
+pub(super) async fn reopen(
+    inner: &Inner,
+    link: &Arc<Link>,
+    spec: &KeySpec,
+    id: u32,
+) -> Result<(), TokenError> {
+    match stored_canary(inner, spec).await? {
+        Some(canary) => check_canary(inner, link, spec, id, &canary).await,
+        None => Ok(()),
+    }
+}
+
+async fn stored_canary(inner: &Inner, spec: &KeySpec) -> Result<Option<Canary>, TokenError> {
     let (store, name) = (Arc::clone(&inner.canaries), spec.name.clone());
     let loaded = tokio::task::spawn_blocking(move || store.load(&name)).await;
     settle(spec, "cannot read", loaded)
 }
 
 async fn check_canary(
-    inner: &Arc<Inner>,
+    inner: &Inner,
     link: &Arc<Link>,
     spec: &KeySpec,
     id: u32,
@@ -73,7 +89,9 @@ async fn make_canary(
         .map_err(|error| TokenError::away(format!("no random bytes: {error}")))?;
     let aad = Canary::aad(&spec.name);
     let lane = inner.lane_on(link).await?;
-    let wrapped: Wrapped = inner.wrap_on(lane, id, &plaintext, &aad).await?;
+    let wrapped: Wrapped = inner
+        .wrap_on(lane, &spec.name, id, &plaintext, &aad)
+        .await?;
     let canary = Canary::new(&plaintext, &wrapped);
     let (store, name) = (Arc::clone(&inner.canaries), spec.name.clone());
     let saved = tokio::task::spawn_blocking(move || store.save(&name, &canary)).await;

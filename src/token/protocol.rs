@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use zeroize::Zeroizing;
 
+use crate::config::Config;
+
 use super::IV_LEN;
 
 /// Most bytes after the length field: 64 KiB. A message header is at most
@@ -27,6 +29,13 @@ const MAX_FRAME: usize = 64 * 1024;
 const LEN: usize = 4;
 /// Bytes of the length field and the id.
 const HEAD: usize = LEN + 8;
+
+/// Most C_Encrypt calls under a wrapping key that wrapping a data key may
+/// cost, however it ends: a worker tries again by itself, and may have to
+/// prove the key in between. What is counted (SECURITY.md 19) rests on it.
+pub(super) const WRAP_COST: u32 = 12;
+/// The same of opening a key or probing it: one proof, tried again.
+pub const PROOF_COST: u32 = 4;
 
 /// The frame id of the setup and of the worker's answer to it.
 pub(super) const HELLO: u64 = 0;
@@ -195,6 +204,21 @@ pub struct KeySpec {
     pub imported: bool,
 }
 
+impl KeySpec {
+    /// The keys that `token` is to open.
+    #[must_use]
+    pub fn of_token(config: &Config, token: &str) -> Vec<Self> {
+        let keys = config.keys.iter();
+        keys.filter(|key| key.token == token && key.opens())
+            .map(|key| Self {
+                name: key.name.clone(),
+                label: key.label.clone(),
+                imported: key.imported,
+            })
+            .collect()
+    }
+}
+
 /// What the server asks of a worker. No request carries an IV to wrap with
 /// (SECURITY.md 17): the worker, or the token, chooses it.
 #[derive(Serialize, Deserialize)]
@@ -240,6 +264,8 @@ pub(super) enum Reply<'a> {
     Wrapped {
         iv: [u8; IV_LEN],
         ciphertext: &'a [u8],
+        /// C_Encrypt calls it took, at most.
+        wraps: u32,
     },
     DataKey(&'a [u8]),
     Random(&'a [u8]),

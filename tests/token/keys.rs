@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use strongroom::token::{CanaryStore as _, Health, TokenError};
+use strongroom::token::{CanaryStore, Health, TokenError};
 
 use crate::hsm::{Hsm, MODULE};
 use crate::{Rig, key, secret};
@@ -178,11 +178,11 @@ async fn rule_18_another_key_under_the_same_label_is_not_the_key_it_was() {
     hsm.generate("archive");
     let mut rig = Rig::new(hsm, &[key("archive")]).await;
     rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
-    let canary = rig.store.load("archive").unwrap().unwrap();
+    let canary = CanaryStore::load(&*rig.store, "archive").unwrap().unwrap();
     rig.respawn();
     rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
     assert_eq!(
-        rig.store.load("archive").unwrap().unwrap(),
+        CanaryStore::load(&*rig.store, "archive").unwrap().unwrap(),
         canary,
         "made once"
     );
@@ -218,4 +218,35 @@ async fn rule_18_a_check_value_is_the_tokens_own_three_bytes() {
     if let Some(value) = value {
         assert_ne!(value, [0; 3]);
     }
+}
+
+#[tokio::test]
+async fn rule_19_gate_canary_probe_and_every_failed_wrap_count() {
+    let hsm = Hsm::new();
+    hsm.generate("archive");
+    let mut config = hsm.config();
+    config.call_timeout = strongroom::config::Timeout::from_secs(1);
+    let mut rig = Rig::with(hsm, &config, &[key("archive")]).await;
+    let used = |rig: &Rig| rig.counts.count("archive").unwrap().used;
+    // What a proof and a wrap are charged with at most.
+    let (proof, most) = (4, 12);
+    // The gate says not how many it needed; the canary's wrap was one.
+    assert_eq!(used(&rig), proof + 1);
+    let wrapped = rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
+    assert_eq!(used(&rig), proof + 2);
+    let (iv, ciphertext) = (&wrapped.iv, &wrapped.ciphertext);
+    let unwrapped = rig.token.unwrap("archive", iv, ciphertext, b"x").await;
+    assert_eq!(unwrapped.unwrap().expose(), secret(1).expose());
+    assert_eq!(used(&rig), proof + 2, "an unwrap is none");
+    rig.token.probe().await.unwrap();
+    assert_eq!(used(&rig), 2 * proof + 2);
+    // Nobody knows whether this one was made.
+    rig.signal("STOP");
+    let failed = rig.token.wrap("archive", &secret(1), b"x").await;
+    assert_eq!(failed, Err(TokenError::Timeout));
+    assert_eq!(used(&rig), 2 * proof + 2 + most);
+    // A recovery passes the gate again.
+    rig.respawn();
+    rig.token.wrap("archive", &secret(1), b"x").await.unwrap();
+    assert_eq!(used(&rig), 3 * proof + 3 + most);
 }

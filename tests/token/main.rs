@@ -23,7 +23,9 @@ use std::time::{Duration, Instant};
 
 use strongroom::config;
 use strongroom::secret::Secret32;
-use strongroom::token::{self, Canary, CanaryStore, Health, KeySpec, Stuck, Token};
+use strongroom::token::{
+    self, Canary, CanaryStore, Health, KeySpec, Reserved, Stuck, Token, WrapCounts, WrapLedger,
+};
 use tokio::sync::mpsc;
 
 use hsm::Hsm;
@@ -37,15 +39,34 @@ fn key(label: &str) -> KeySpec {
 }
 
 #[derive(Default)]
-struct Store(Mutex<HashMap<String, Canary>>);
+struct Store {
+    canaries: Mutex<HashMap<String, Canary>>,
+    wraps: Mutex<HashMap<String, u64>>,
+}
 
 impl CanaryStore for Store {
     fn load(&self, key: &str) -> Result<Option<Canary>, String> {
-        Ok(self.0.lock().unwrap().get(key).cloned())
+        Ok(self.canaries.lock().unwrap().get(key).cloned())
     }
     fn save(&self, key: &str, canary: &Canary) -> Result<(), String> {
-        self.0.lock().unwrap().insert(key.into(), canary.clone());
+        let mut canaries = self.canaries.lock().unwrap();
+        canaries.insert(key.into(), canary.clone());
         Ok(())
+    }
+}
+
+impl WrapLedger for Store {
+    fn load(&self, key: &str) -> Result<Reserved, String> {
+        self.reserve(key, 0)
+    }
+    fn reserve(&self, key: &str, wraps: u64) -> Result<Reserved, String> {
+        let mut all = self.wraps.lock().unwrap();
+        let total = all.entry(key.into()).or_default();
+        *total += wraps;
+        Ok(Reserved {
+            total: *total,
+            complete: true,
+        })
     }
 }
 
@@ -55,6 +76,7 @@ struct Rig {
     token: Token,
     child: Child,
     store: Arc<Store>,
+    counts: Arc<WrapCounts>,
     stuck: mpsc::Receiver<Stuck>,
 }
 
@@ -67,7 +89,9 @@ impl Rig {
     async fn with(hsm: Hsm, config: &config::Token, keys: &[KeySpec]) -> Self {
         let store = Arc::new(Store::default());
         let (to, stuck) = mpsc::channel(16);
-        let token = Token::new("primary", config.call_timeout.duration(), store.clone(), to);
+        let counts = Arc::new(WrapCounts::new(store.clone()));
+        let timeout = config.call_timeout.duration();
+        let token = Token::new("primary", timeout, store.clone(), counts.clone(), to);
         token.set_keys(keys.to_vec());
         let (child, link) = token::spawn(config, &hsm.exe).unwrap();
         token.attach(link, child.id());
@@ -76,6 +100,7 @@ impl Rig {
             token,
             child,
             store,
+            counts,
             stuck,
         };
         rig.settled().await;

@@ -10,7 +10,9 @@ use cryptoki_sys::*;
 use zeroize::Zeroizing;
 
 use crate::token::IV_LEN;
-use crate::token::protocol::{Failure, FailureKind, Frame, KeySpec, OpenedKey, Reply, Request};
+use crate::token::protocol::{
+    Failure, FailureKind, Frame, KeySpec, OpenedKey, PROOF_COST, Reply, Request, WRAP_COST,
+};
 
 use super::failure::{Class, During, Fault, classify};
 use super::gate::{self, Opened};
@@ -21,6 +23,10 @@ use super::{mechanism, module};
 /// Attempts at a call that fails with a transient code; with the pauses below
 /// that is at most about 0.3 s, well inside any `call_timeout`.
 const ATTEMPTS: u32 = 4;
+const _: () = assert!(
+    ATTEMPTS <= PROOF_COST && 3 * ATTEMPTS <= WRAP_COST,
+    "a wrap is tried, the key proved, and the wrap tried again"
+);
 /// The pause before the second attempt; it doubles, and up to as much again
 /// is added at random so that sessions do not retry in step.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -100,7 +106,9 @@ impl Thread {
             };
             Failure::new(kind, format!("{WHAT}: {fault}"))
         };
+        let mut calls = 0;
         let wrapped = self.judged(&key, During::Encrypt, WHAT, refused, |t| {
+            calls += 1;
             let Shared {
                 raw, convention, ..
             } = &*t.shared;
@@ -116,6 +124,7 @@ impl Thread {
         let reply = Reply::Wrapped {
             iv: wrapped.iv,
             ciphertext: &wrapped.ciphertext,
+            wraps: if calls == 1 { 1 } else { WRAP_COST },
         };
         self.reply(id, &reply)
     }

@@ -1,0 +1,122 @@
+//! Which key of a ring wraps: the configured one, or who took over from it.
+//!
+//! A key's successor, if it has one, wraps in its place from 31/32 of its
+//! wrap_limit on (SECURITY rule 19). The count never falls, so neither a
+//! restart nor a crash gives a used-up key its place back.
+
+use crate::api::{Error, ErrorKind};
+use crate::config::Key;
+
+use super::{Keyring, Live};
+
+impl Keyring {
+    /// The key that wraps new objects of `ring` (or of the only ring).
+    ///
+    /// # Errors
+    /// There is no such ring, or several and none was named; or the key has
+    /// reached its wrap_limit and has no successor.
+    pub fn active(&self, ring: Option<&str>) -> Result<Key, Error> {
+        let live = self.read();
+        let mut active = live.keys.iter().filter(|k| k.is_active());
+        let Some(name) = ring else {
+            let Some(first) = active.next() else {
+                return Err(
+                    Error::new(ErrorKind::Misconfigured, "no wrapping key is active")
+                        .hint("`strongroom key generate NAME --token T` makes one"),
+                );
+            };
+            if active.next().is_some() {
+                return Err(Error::new(
+                    ErrorKind::Malformed,
+                    "several rings are configured and none was named",
+                )
+                .hint("name one with --key or the Strongroom-Key header"));
+            }
+            return self.unless_exhausted(self.current(&live, first));
+        };
+        // A key's own name works too, as long as it is the ring's active key.
+        active
+            .map(|key| (key, self.current(&live, key)))
+            .find(|(key, current)| key.ring() == name || key.name == name || current.name == name)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Malformed,
+                    format!("no active wrapping key {name:?}"),
+                )
+                .hint("`strongroom key list` shows the configured keys")
+            })
+            .and_then(|(_, current)| self.unless_exhausted(current))
+    }
+
+    /// Why nothing can be stored at all, if every ring's key has reached its
+    /// wrap_limit.
+    #[must_use]
+    pub fn exhaustion(&self) -> Option<Error> {
+        let live = self.read();
+        let mut reasons = self
+            .wrapping(&live)
+            .map(|key| self.unless_exhausted(key).err());
+        let first = reasons.next()??;
+        reasons.all(|reason| reason.is_some()).then_some(first)
+    }
+
+    /// The key of each ring that wraps now.
+    pub(super) fn wrapping<'a>(&'a self, live: &'a Live) -> impl Iterator<Item = &'a Key> {
+        let active = live.keys.iter().filter(|key| key.is_active());
+        active.map(|key| self.current(live, key))
+    }
+
+    /// Who wraps in place of a ring's configured key.
+    fn current<'a>(&self, live: &'a Live, configured: &'a Key) -> &'a Key {
+        let mut key = configured;
+        // The configuration's chains of successors end.
+        while let Some(next) = self.handed_over(live, key) {
+            self.announce(key, next);
+            key = next;
+        }
+        key
+    }
+
+    /// The successor of a key whose time has come.
+    pub(super) fn handed_over<'a>(&self, live: &'a Live, key: &Key) -> Option<&'a Key> {
+        let name = key.successor.as_deref()?;
+        let count = self.counts.count(&key.name)?;
+        if !count.is_due() {
+            return None;
+        }
+        let next = live.keys.iter().find(|other| other.name == name)?;
+        // One that its token refuses would only waste what is left.
+        let wasted = live
+            .tokens
+            .get(&next.token)
+            .is_none_or(|token| token.refuses(&next.name));
+        (count.is_exhausted() || !wasted).then_some(next)
+    }
+
+    fn announce(&self, key: &Key, next: &Key) {
+        let mut announced = self.announced.lock().unwrap_or_else(|e| e.into_inner());
+        if !announced.contains(&key.name) {
+            announced.insert(key.name.clone());
+            tracing::warn!(
+                key = key.name,
+                successor = next.name,
+                hint = "make the successor the active key of the configuration, and name the next",
+                "the wrapping key has nearly reached its wrap_limit: its successor wraps from now on"
+            );
+        }
+    }
+
+    fn unless_exhausted(&self, key: &Key) -> Result<Key, Error> {
+        let count = self.counts.count(&key.name);
+        match count.filter(|count| count.is_exhausted()) {
+            None => Ok(key.clone()),
+            Some(count) => Err(Error::new(
+                ErrorKind::KeyExhausted,
+                format!(
+                    "wrapping key {:?} has reached its wrap_limit of {}",
+                    key.name, count.limit
+                ),
+            )),
+        }
+    }
+}
