@@ -1,4 +1,4 @@
-//! The token layer against a real SoftHSM: worker processes, gate, canary,
+//! The token layer against a real token: worker processes, gate, canary,
 //! and what happens when each is wrong.
 //!
 //! Each test has a token directory of its own. The worker's environment is
@@ -14,6 +14,8 @@ mod calls;
 mod hsm;
 mod keys;
 mod set_up;
+#[path = "../support/mod.rs"]
+mod support;
 mod workers;
 
 use std::collections::HashMap;

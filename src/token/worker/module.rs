@@ -66,7 +66,12 @@ pub(super) fn list(pkcs11: &Pkcs11) -> Result<Vec<TokenEntry>, Failure> {
             model: info.model().to_owned(),
             initialized: info.token_initialized(),
             user_pin_set: info.user_pin_initialized(),
-            aes_gcm: offers(pkcs11, slot, MechanismType::AES_GCM),
+            aes_gcm: match pkcs11.get_mechanism_info(slot, MechanismType::AES_GCM) {
+                Ok(_) => Some(true),
+                // Kryoptic knows no mechanism before it is initialised.
+                Err(_) if !info.token_initialized() => None,
+                Err(_) => Some(false),
+            },
             soft: soft(&info),
         })
         .collect())
