@@ -45,8 +45,8 @@ soak: setup ## the campaigns at full size (6 GiB objects; tens of minutes)
 
 lint: ## formatting, clippy, documentation
 	cargo fmt --all --check
-	cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 
 clean: ## remove everything built or installed here
 	cargo clean

@@ -195,7 +195,8 @@ pub struct KeyInfo {
 pub struct TokenStatus {
     /// The configured name.
     pub name: String,
-    /// `starting`, `ready`, `recovering`, `down`, `misconfigured`, `locked`.
+    /// `starting`, `ready`, `degraded`, `suspect`, `recovering`, `down`,
+    /// `misconfigured` or `locked`: docs/tokens.md.
     pub health: String,
     /// Why it is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -215,6 +216,10 @@ pub struct TokenStatus {
     /// Manufacturer and model as the token reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Who chooses the IV of a wrap: `host`, `zero-writeback` or
+    /// `vendor-prefix`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gcm_iv: Option<String>,
     /// Whether it is a software token, which protects no key from root.
     pub soft: bool,
 }
@@ -222,7 +227,8 @@ pub struct TokenStatus {
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// `ready`, `starting`, `degraded`, `down`, `misconfigured`, `locked`, `stopping`.
+    /// A token's words, of the whole: what an upload would meet; or
+    /// `stopping`.
     pub health: String,
     /// The agent's version.
     pub version: String,

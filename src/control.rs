@@ -9,6 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -24,6 +25,9 @@ pub const MAX_PACKET: usize = 256 << 10;
 /// Longest configuration text, in bytes: a packet less room for the rest of
 /// its message (a path of at most 4096 bytes and a few numbers).
 pub const MAX_CONFIG: usize = MAX_PACKET - (8 << 10);
+
+/// How often the server gives a sign of life when nothing changes.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What the supervisor tells the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +86,8 @@ pub enum ToServer {
 pub enum ToSupervisor {
     /// Requests are being accepted.
     Serving,
-    /// One line for `systemctl status`.
+    /// A sign of life, at least every [`HEARTBEAT`], with one line for
+    /// `systemctl status`.
     Health {
         /// Such as `ready` or `degraded: token primary is recovering`.
         status: String,

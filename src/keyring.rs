@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -15,15 +14,11 @@ use crate::catalog::Catalog;
 use crate::config::{Config, Key, KeyUse};
 use crate::fault::message_error;
 use crate::message::{self, Context, DataKey, Draft, Edk, FreshKey, Header, Opener};
-use crate::token::{Canary, CanaryStore, KeySpec, Stuck, Token, TokenError};
+use crate::token::{Canary, CanaryStore, KeySpec, PROOF_LASTS, Stuck, Token, TokenError};
 
 /// Unwrap attempts per open, SECURITY rule 4: a header may carry 16 EDKs that
 /// all claim to be ours, and each costs a token call.
 const MAX_UNWRAPS: usize = 8;
-
-/// How long a token is believed to work after it last did: an idle one is
-/// probed every 10 s, so that one probe may fail.
-const PROOF_LASTS: Duration = Duration::from_secs(30);
 
 /// The configured wrapping keys and the tokens that hold them.
 pub struct Keyring {

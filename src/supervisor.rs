@@ -216,6 +216,9 @@ impl Supervisor {
                 return Err(error);
             }
         }
+        if self.server.mute_at().is_some_and(|at| at <= now) {
+            self.server.kill("it gives no sign of life");
+        }
         self.workers.reap(now);
         self.workers.kill_overdue(now);
         if let Some(deadline) = self.stopping {
@@ -289,6 +292,7 @@ impl Supervisor {
             self.manager.alive(now),
             self.workers.next(self.server.runs() && !stopping),
             self.server.next(stopping),
+            self.server.mute_at(),
             self.reload.as_ref().map(|reload| reload.deadline),
             self.stopping
                 .filter(|_| self.server.runs() && !self.server.killed()),

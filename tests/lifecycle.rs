@@ -73,6 +73,20 @@ fn a_killed_server_is_replaced_and_the_socket_stays() {
 }
 
 #[test]
+fn a_server_that_gives_no_sign_of_life_is_replaced() {
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let agent = Agent::start(&hsm, weed, |_| {});
+    let bucket = weed.bucket("mute");
+    let before = agent.server();
+    signal(before.pid, Signal::STOP);
+    // Thirty seconds without a word, and the time to start another.
+    let gone = eventually(Duration::from_secs(45), || (!before.runs()).then_some(()));
+    assert!(gone.is_some(), "{}", agent.log());
+    works_again(&agent, &bucket);
+    assert!(agent.log().contains("it gives no sign of life"));
+}
+
+#[test]
 fn a_killed_supervisor_takes_all_others_with_it() {
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let mut agent = Agent::start(&hsm, weed, |_| {});

@@ -17,7 +17,7 @@ use crate::api::{Error, ErrorKind};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::confine::{self, ServerPaths};
-use crate::control::{AsyncControl, Control, ToServer, ToSupervisor};
+use crate::control::{AsyncControl, Control, HEARTBEAT, ToServer, ToSupervisor};
 use crate::engine::{Engine, Settings};
 use crate::keyring::Keyring;
 use crate::store::{Limits, Pool, Spool, Store};
@@ -205,7 +205,7 @@ impl Server {
             .await
             .map_err(fatal("the control channel"))?;
         let mut tick = tokio::time::interval(HEALTH_TICK);
-        let mut told = "";
+        let mut told = ("", Instant::now());
         loop {
             let out = tokio::select! {
                 done = &mut serving => {
@@ -227,8 +227,8 @@ impl Server {
                 }
                 _ = tick.tick() => {
                     let now = self.app.health();
-                    (now != told).then(|| {
-                        told = now;
+                    (now != told.0 || told.1.elapsed() >= HEARTBEAT).then(|| {
+                        told = (now, Instant::now());
                         ToSupervisor::Health { status: now.to_owned() }
                     })
                 }

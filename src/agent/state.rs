@@ -48,7 +48,7 @@ impl App {
             .iter()
             .any(|k| k.usage == "active" && k.ready);
         if ready && !self.engine.keyring.is_proven() {
-            return "recovering";
+            return "suspect";
         }
         if ready && tokens.iter().all(|t| t.health == "ready") {
             return "ready";

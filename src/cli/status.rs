@@ -59,6 +59,7 @@ fn token_lines(token: &TokenStatus, lines: &mut Vec<String>) {
         ("label", &token.token_label),
         ("serial", &token.serial),
         ("model", &token.model),
+        ("gcm_iv", &token.gcm_iv),
     ] {
         if let Some(value) = value {
             line.push_str(&format!(", {name} {}", shown(value.trim_end())));

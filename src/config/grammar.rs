@@ -57,12 +57,7 @@ impl File {
                 return Some((*name).to_owned());
             }
         }
-        // The conventions other than `host` are the next release's; `auto`
-        // means `host` until then.
-        self.token
-            .iter()
-            .any(|t| !matches!(t.gcm_iv, GcmIv::Auto | GcmIv::Host))
-            .then(|| "gcm_iv = \"zero-writeback\" or \"vendor-prefix\"".to_owned())
+        None
     }
 }
 
@@ -277,6 +272,10 @@ pub struct Token {
     /// Whether the worker may use the network.
     #[serde(default = "yes")]
     pub network: bool,
+    /// Whether each wrap is opened again before the object depends on it: two
+    /// token calls a write instead of one.
+    #[serde(default)]
+    pub verify_wraps: bool,
 }
 
 /// What a wrapping key is used for.

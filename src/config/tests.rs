@@ -81,10 +81,6 @@ fn settings_of_later_releases_are_refused_not_ignored() {
         &format!("{TOKEN}{KEY}wrap_limit='2^31'\n"),
         &["wrap_limit", "not implemented"],
     );
-    refused(
-        &format!("{TOKEN}gcm_iv='vendor-prefix'\n"),
-        &["gcm_iv", "not implemented"],
-    );
 }
 
 #[test]

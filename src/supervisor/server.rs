@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::control::{AsyncControl, SupervisorControl, ToServer, ToSupervisor};
+use crate::control::{AsyncControl, HEARTBEAT, SupervisorControl, ToServer, ToSupervisor};
 
 use super::SupervisorError;
 use super::backoff::Backoff;
@@ -24,6 +24,10 @@ const MAX_STILLBORN: u32 = 5;
 /// How long a message to the server may wait. It reads them all the time; one
 /// that does not is stuck.
 const SEND: Duration = Duration::from_secs(5);
+/// A server that serves and has not been heard of for this long is stuck: six
+/// of its heartbeats. It is killed and started again; clients see one broken
+/// connection instead of a socket that never answers.
+const MUTE: Duration = HEARTBEAT.saturating_mul(6);
 /// Belongs to the supervisor alone: systemd's channels, and where it put the
 /// PIN.
 const OWN_ENVIRONMENT: &[&str] = &[
@@ -49,6 +53,8 @@ pub(super) struct Server {
     next: Instant,
     backoff: Backoff,
     served: bool,
+    /// When it last said something, once it serves.
+    heard: Option<Instant>,
     stillborn: u32,
     killed: bool,
     /// What it must be told, in order.
@@ -67,6 +73,7 @@ impl Server {
             next: now,
             backoff: Backoff::new(DELAYS.0, DELAYS.1),
             served: false,
+            heard: None,
             stillborn: 0,
             killed: false,
             outbox: Vec::new(),
@@ -84,6 +91,13 @@ impl Server {
 
     pub(super) fn serves(&mut self) {
         self.served = true;
+        self.heard = Some(Instant::now());
+    }
+
+    /// When it is given up, if it says nothing until then.
+    pub(super) fn mute_at(&self) -> Option<Instant> {
+        let heard = self.heard.filter(|_| self.runs() && !self.killed)?;
+        Some(heard + MUTE)
     }
 
     pub(super) fn due(&self, now: Instant) -> bool {
@@ -108,6 +122,7 @@ impl Server {
                 self.child = Some(child);
                 self.link = Some(link);
                 self.since = now;
+                self.heard = None;
                 self.killed = false;
                 self.send(start, Some(listener)).await;
                 true
@@ -160,7 +175,10 @@ impl Server {
                 return pending().await;
             };
             match link.recv().await {
-                Ok(Some((message, _))) => return message,
+                Ok(Some((message, _))) => {
+                    self.heard = self.heard.map(|_| Instant::now());
+                    return message;
+                }
                 // It has ended, or is about to.
                 Ok(None) => self.link = None,
                 Err(error) => self.kill(&format!("it sent nonsense: {error}")),

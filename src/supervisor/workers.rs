@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 
 use crate::config::{GcmIv, Token};
 use crate::control::ToServer;
-use crate::token::worker::{LINK_CLOSED, LOCKED, MISCONFIGURED};
+use crate::token::worker::{ABSENT, LINK_CLOSED, LOCKED, MISCONFIGURED};
 use crate::token::{Attempt, Latches};
 
 use super::backoff::Backoff;
 
-/// A worker that was lost is back at once, and does not hammer a dead HSM.
-const LOST_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A worker that was lost is back at once, and does not hammer a dead HSM; the
+/// longest pause leaves a client with the usual `call_timeout` of 10 s enough
+/// of it once the HSM is back.
+const LOST_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
 /// What an operator must mend is looked at again without him, but seldom.
 const MISCONFIGURED_DELAYS: (Duration, Duration) =
     (Duration::from_secs(5), Duration::from_secs(60));
@@ -49,6 +51,8 @@ struct Worker {
     state: State,
     lost: Backoff,
     misconfigured: Backoff,
+    /// When somebody last said that he had mended something.
+    reloaded: Instant,
 }
 
 #[derive(Debug)]
@@ -82,6 +86,7 @@ impl Worker {
             state: State::Waiting { until: now },
             lost: Backoff::new(LOST_DELAYS.0, LOST_DELAYS.1),
             misconfigured: Backoff::new(MISCONFIGURED_DELAYS.0, MISCONFIGURED_DELAYS.1),
+            reloaded: now,
         }
     }
 
@@ -177,6 +182,7 @@ impl Workers {
                 self.leaving.extend(worker.switch(state, now + RETIRE));
             }
             worker.token = token.clone();
+            worker.reloaded = now;
             self.list.push(worker);
         }
         for mut removed in old {
@@ -283,12 +289,26 @@ impl Workers {
                     self.outbox.push(worker.locked());
                 }
                 Some(MISCONFIGURED) => {
-                    let until = now + worker.misconfigured.after(life);
+                    // One that began before the reload may have met what has
+                    // been mended since.
+                    let until = match *since < worker.reloaded {
+                        true => now,
+                        false => now + worker.misconfigured.after(life),
+                    };
                     worker.state = State::Waiting { until };
                     self.outbox.push(worker.down(
                         "misconfigured",
                         "the token worker cannot use the token as configured; its log line says why".into(),
                         "`strongroom doctor` names the fault and its remedy; then reload the agent (SIGHUP)",
+                    ));
+                }
+                Some(ABSENT) => {
+                    let until = now + worker.lost.after(life);
+                    worker.state = State::Waiting { until };
+                    self.outbox.push(worker.down(
+                        "misconfigured",
+                        "the module offers no such token".into(),
+                        "is the HSM reachable? `strongroom doctor` shows what the module offers",
                     ));
                 }
                 other => {
@@ -381,10 +401,12 @@ fn same(a: &Token, b: &Token) -> bool {
             sessions,
             call_timeout,
             network,
+            verify_wraps,
         } = token;
         let iv: GcmIv = *gcm_iv;
         let place = (module, token_label, serial, pin_file, pin_credential);
-        (name, place, iv, sessions, call_timeout, network)
+        let work = (iv, sessions, call_timeout, verify_wraps);
+        (name, place, work, network)
     }
     parts(a) == parts(b)
 }

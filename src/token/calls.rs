@@ -2,11 +2,11 @@
 //! reply, and what each success proves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use crate::secret::Secret32;
 
@@ -14,11 +14,12 @@ use super::IV_LEN;
 use super::canary::CanaryStore;
 use super::error::TokenError;
 use super::handle::{Stuck, Wrapped};
-use super::link::{Closed, Link};
+use super::health::Health;
+use super::link::{Closed, Lane, Link};
 use super::manager::Command;
 use super::pool::{self, Pool};
 use super::protocol::{Frame, Reply, Request};
-use super::state::{Health, State};
+use super::state::State;
 
 /// What the handle and its manager share.
 pub(super) struct Inner {
@@ -34,6 +35,8 @@ pub(super) struct Inner {
     pub(super) epoch: Instant,
     pub(super) wrapped: Proof,
     pub(super) unwrapped: Proof,
+    /// A call failed for no reason of its own since the last probe.
+    pub(super) doubted: AtomicBool,
 }
 
 /// When something last succeeded: milliseconds after the epoch, plus one;
@@ -42,22 +45,53 @@ pub(super) struct Inner {
 pub(super) struct Proof(AtomicU64);
 
 impl Inner {
-    /// Waits for a worker on which this key works.
-    pub(super) async fn route(&self, key: &str) -> Result<(Arc<Link>, u32), TokenError> {
-        self.wait_for(|state| state.route(key)).await
+    /// Waits for a worker on which this key works, and for a free session.
+    pub(super) async fn route(&self, key: &str) -> Result<(Lane, u32), TokenError> {
+        self.admit(|state| state.route(key)).await
     }
 
-    /// Waits for a worker that said hello, whatever the state of its keys.
-    pub(super) async fn link(&self) -> Result<Arc<Link>, TokenError> {
-        self.wait_for(|state| match state.open_link() {
-            Some(link) => Some(Ok(Arc::clone(link))),
-            None => state.refusal().map(Err),
-        })
-        .await
+    /// Waits for a worker that said hello, whatever the state of its keys,
+    /// and for a free session.
+    pub(super) async fn lane(&self) -> Result<Lane, TokenError> {
+        let (lane, ()) = self
+            .admit(|state| match state.open_link() {
+                Some(link) => Some(Ok((Arc::clone(link), ()))),
+                None => state.refusal().map(Err),
+            })
+            .await?;
+        Ok(lane)
+    }
+
+    /// A free session on this very worker.
+    pub(super) async fn lane_on(&self, link: &Arc<Link>) -> Result<Lane, TokenError> {
+        match timeout(self.call_timeout, link.lane()).await {
+            Ok(Ok(lane)) => Ok(lane),
+            Ok(Err(Closed)) => Err(self.ended()),
+            Err(_) => Err(self.busy()),
+        }
+    }
+
+    /// Waits, at most `call_timeout` in all, for a worker that will do and a
+    /// free session on it. A worker that is lost meanwhile costs nothing:
+    /// nothing was sent to it, and the next one may come in time.
+    async fn admit<T>(
+        &self,
+        mut look: impl FnMut(&State) -> Option<Result<(Arc<Link>, T), TokenError>>,
+    ) -> Result<(Lane, T), TokenError> {
+        let deadline = Instant::now() + self.call_timeout;
+        loop {
+            let (link, found) = self.wait_for(deadline, &mut look).await?;
+            match timeout_at(deadline.into(), link.lane()).await {
+                Ok(Ok(lane)) => return Ok((lane, found)),
+                Ok(Err(Closed)) => {}
+                Err(_) => return Err(self.busy()),
+            }
+        }
     }
 
     async fn wait_for<T>(
         &self,
+        deadline: Instant,
         mut look: impl FnMut(&State) -> Option<Result<T, TokenError>>,
     ) -> Result<T, TokenError> {
         // The usual case, without a clone of the receiver.
@@ -76,7 +110,7 @@ impl Inner {
                 }
             }
         };
-        timeout(self.call_timeout, wait)
+        timeout_at(deadline.into(), wait)
             .await
             .unwrap_or_else(|_| Err(self.away()))
     }
@@ -87,27 +121,37 @@ impl Inner {
         TokenError::away(format!("token {} is away: {why}", self.name))
     }
 
+    fn busy(&self) -> TokenError {
+        TokenError::away(format!(
+            "token {} is busy: none of its sessions was free within {:?}",
+            self.name, self.call_timeout
+        ))
+    }
+
+    fn ended(&self) -> TokenError {
+        TokenError::away(format!(
+            "token {} is away: its worker ended during the call",
+            self.name
+        ))
+    }
+
     /// Makes one call, within `call_timeout`; a reply that says "failed" is
     /// an error.
     pub(super) async fn call(
         &self,
-        link: &Link,
+        lane: Lane,
         request: &Request<'_>,
     ) -> Result<Frame, TokenError> {
-        let frame = match timeout(self.call_timeout, link.call(request)).await {
+        let link = Arc::clone(&lane.link);
+        let frame = match timeout(self.call_timeout, lane.call(request)).await {
             Ok(Ok(Ok(frame))) => frame,
             Ok(Ok(Err(error))) => {
                 let detail = format!("the request does not fit the token: {error}");
                 return Err(TokenError::Rejected { detail });
             }
-            Ok(Err(Closed)) => {
-                return Err(TokenError::away(format!(
-                    "token {} is away: its worker ended during the call",
-                    self.name
-                )));
-            }
+            Ok(Err(Closed)) => return Err(self.ended()),
             Err(_) => {
-                self.report_stuck(link);
+                self.report_stuck(&link);
                 return Err(TokenError::Timeout);
             }
         };
@@ -118,17 +162,41 @@ impl Inner {
         }
     }
 
+    /// A call with an opened key. What it says of the key or the token is
+    /// the manager's to know, too.
+    async fn call_key(
+        &self,
+        lane: Lane,
+        key: u32,
+        request: &Request<'_>,
+    ) -> Result<Frame, TokenError> {
+        let pid = lane.link.pid;
+        let done = self.call(lane, request).await;
+        match &done {
+            Err(error @ TokenError::Misconfigured { .. }) => {
+                self.tell(Command::Refused(pid, key, error.clone()));
+            }
+            Err(TokenError::Away { detail }) => {
+                // Once is enough until somebody has looked.
+                if !self.doubted.swap(true, Ordering::Relaxed) {
+                    self.tell(Command::Doubt(pid, detail.clone()));
+                }
+            }
+            _ => {}
+        }
+        done
+    }
+
     pub(super) async fn wrap_on(
         &self,
-        link: &Link,
+        lane: Lane,
         key: u32,
         data_key: &Secret32,
         aad: &[u8],
     ) -> Result<Wrapped, TokenError> {
         let data_key = data_key.expose();
-        let frame = self
-            .call(link, &Request::Wrap { key, data_key, aad })
-            .await?;
+        let request = Request::Wrap { key, data_key, aad };
+        let frame = self.call_key(lane, key, &request).await?;
         let Ok(Reply::Wrapped { iv, ciphertext }) = frame.decode() else {
             return Err(strange());
         };
@@ -139,7 +207,7 @@ impl Inner {
 
     pub(super) async fn unwrap_on(
         &self,
-        link: &Link,
+        lane: Lane,
         key: u32,
         iv: &[u8; IV_LEN],
         ciphertext: &[u8],
@@ -151,7 +219,7 @@ impl Inner {
             ciphertext,
             aad,
         };
-        let frame = self.call(link, &request).await?;
+        let frame = self.call_key(lane, key, &request).await?;
         let Ok(Reply::DataKey(data_key)) = frame.decode() else {
             return Err(strange());
         };
@@ -159,6 +227,7 @@ impl Inner {
         Secret32::from_slice(data_key).ok_or_else(strange)
     }
 
+    /// A wrap and an unwrap with a working key.
     pub(super) async fn probe(&self) -> Result<(), TokenError> {
         let route = |state: &State| {
             let ready = state.keys.iter().find(|key| key.opened.is_some());
@@ -168,11 +237,11 @@ impl Inner {
             state.route(&name)
         };
         if self.state.borrow().keys.is_empty() {
-            let link = self.link().await?;
-            return self.call(&link, &Request::Describe).await.map(drop);
+            let lane = self.lane().await?;
+            return self.call(lane, &Request::Describe).await.map(drop);
         }
-        let (link, key) = self.wait_for(route).await?;
-        self.call(&link, &Request::Probe { key }).await?;
+        let (lane, key) = self.admit(route).await?;
+        self.call_key(lane, key, &Request::Probe { key }).await?;
         self.proved();
         Ok(())
     }
@@ -180,20 +249,20 @@ impl Inner {
     /// Fetches a block for the pool.
     pub(super) async fn fill(self: Arc<Self>) {
         let block = async {
-            let link = self.link().await?;
+            let lane = self.lane().await?;
             let len = u16::try_from(pool::BLOCK).map_err(|_| strange())?;
-            self.call(&link, &Request::Random { len }).await
+            self.call(lane, &Request::Random { len }).await
         };
         match block.await {
             Ok(frame) => match frame.decode() {
                 Ok(Reply::Random(block)) if block.len() == pool::BLOCK => {
-                    self.pool.fetched(Some(block));
+                    self.pool.fetched(block);
                 }
-                _ => self.pool.fetched(None),
+                _ => self.pool.failed(strange()),
             },
             Err(error) => {
                 tracing::warn!(token = self.name, "no random bytes: {error}");
-                self.pool.fetched(None);
+                self.pool.failed(error);
             }
         }
     }

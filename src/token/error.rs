@@ -76,9 +76,11 @@ impl From<Failure> for TokenError {
         let Failure { kind, detail, hint } = failure;
         let hint = hint.unwrap_or_else(|| api_kind(kind).hint().to_owned());
         match kind {
-            FailureKind::Away => Self::Away { detail },
+            FailureKind::Away | FailureKind::Lost => Self::Away { detail },
             FailureKind::Locked => Self::Locked { detail, hint },
-            FailureKind::Misconfigured => Self::Misconfigured { detail, hint },
+            FailureKind::Misconfigured | FailureKind::Absent => {
+                Self::Misconfigured { detail, hint }
+            }
             FailureKind::BadCiphertext => Self::BadCiphertext,
             FailureKind::Rejected => Self::Rejected { detail },
             FailureKind::Exists => Self::Exists { detail },
@@ -115,7 +117,7 @@ impl From<TokenError> for api::Error {
 fn api_kind(kind: FailureKind) -> api::ErrorKind {
     match kind {
         FailureKind::Locked => api::ErrorKind::TokenLocked,
-        FailureKind::Misconfigured => api::ErrorKind::Misconfigured,
+        FailureKind::Misconfigured | FailureKind::Absent => api::ErrorKind::Misconfigured,
         _ => api::ErrorKind::TokenAway,
     }
 }

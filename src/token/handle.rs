@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -13,11 +14,15 @@ use crate::secret::Secret32;
 use super::calls::{Inner, Proof, strange};
 use super::canary::CanaryStore;
 use super::error::TokenError;
+use super::health::Health;
 use super::manager::{Command, Manager};
 use super::pool::Pool;
 use super::protocol::{KeySpec, OpenedKey, Reply, Request};
-use super::state::{Health, KeyState, State};
+use super::state::{KeyState, State};
 use super::{IV_LEN, WRAPPED_LEN};
+
+/// The pause between looks at a key that is not usable yet.
+const SYNC_PAUSE: Duration = Duration::from_millis(250);
 
 /// A wrapped data key, as it goes into an EDK.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +46,10 @@ pub struct Stuck {
 
 /// A token. Clones share it.
 ///
-/// While there is no worker, calls wait for one, at most `call_timeout`, and
-/// then fail as [`TokenError::Away`]. Every call is cancel-safe; callers with
-/// a deadline of their own wrap the call in it.
+/// While there is no worker, or none of its sessions is free, calls wait, at
+/// most `call_timeout`, and then fail as [`TokenError::Away`]; once a session
+/// has taken it, a call has `call_timeout` to return. Every call is
+/// cancel-safe; callers with a deadline of their own wrap the call in it.
 #[derive(Clone)]
 pub struct Token {
     inner: Arc<Inner>,
@@ -76,6 +82,7 @@ impl Token {
             epoch: Instant::now(),
             wrapped: Proof::default(),
             unwrapped: Proof::default(),
+            doubted: AtomicBool::new(false),
         });
         tokio::spawn(Manager::new(Arc::clone(&inner), state).run(orders));
         tokio::spawn(mirror_health(watching, health));
@@ -123,8 +130,8 @@ impl Token {
         data_key: &Secret32,
         aad: &[u8],
     ) -> Result<Wrapped, TokenError> {
-        let (link, id) = self.inner.route(key).await?;
-        self.inner.wrap_on(&link, id, data_key, aad).await
+        let (lane, id) = self.inner.route(key).await?;
+        self.inner.wrap_on(lane, id, data_key, aad).await
     }
 
     /// Unwraps a data key.
@@ -144,8 +151,8 @@ impl Token {
         if ciphertext.len() != WRAPPED_LEN {
             return Err(TokenError::BadCiphertext);
         }
-        let (link, id) = self.inner.route(key).await?;
-        self.inner.unwrap_on(&link, id, iv, ciphertext, aad).await
+        let (lane, id) = self.inner.route(key).await?;
+        self.inner.unwrap_on(lane, id, iv, ciphertext, aad).await
     }
 
     /// 32 bytes of the token's generator, from a pool that is fetched ahead.
@@ -166,9 +173,11 @@ impl Token {
                     Some(secret) => return Ok(secret),
                     None => filled.await,
                 }
-                // A token that cannot be used at all says so at once.
-                if let Some(error) = self.inner.state.borrow().refusal() {
-                    return Err(error);
+                // A worker that was lost meanwhile is waited for; what only
+                // somebody else can mend is told at once.
+                match self.inner.pool.failure() {
+                    None | Some(TokenError::Away { .. } | TokenError::Timeout) => {}
+                    Some(error) => return Err(error),
                 }
             }
         };
@@ -184,21 +193,34 @@ impl Token {
     /// # Errors
     /// [`TokenError::Exists`] if the label is taken, and the others.
     pub async fn generate_key(&self, label: &str) -> Result<OpenedKey, TokenError> {
-        let link = self.inner.link().await?;
         let label = label.to_owned();
         let generate = Request::GenerateKey {
             label: label.clone(),
         };
-        self.inner.call(&link, &generate).await?;
-        let spec = KeySpec {
+        let lane = self.inner.lane().await?;
+        self.inner.call(lane, &generate).await?;
+        let open = Request::OpenKey(KeySpec {
             name: label.clone(),
             label,
             imported: false,
-        };
-        let frame = self.inner.call(&link, &Request::OpenKey(spec)).await?;
-        match frame.decode() {
-            Ok(Reply::Key(opened)) => Ok(opened),
-            _ => Err(strange()),
+        });
+        // A cluster needs a moment before a new key exists on all its HSMs
+        // (CloudHSM: on two) and can be used.
+        let deadline = Instant::now() + self.inner.call_timeout;
+        loop {
+            let lane = self.inner.lane().await?;
+            match self.inner.call(lane, &open).await {
+                Ok(frame) => {
+                    return match frame.decode() {
+                        Ok(Reply::Key(opened)) => Ok(opened),
+                        _ => Err(strange()),
+                    };
+                }
+                Err(TokenError::Away { .. }) if Instant::now() + SYNC_PAUSE < deadline => {
+                    tokio::time::sleep(SYNC_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -247,6 +269,7 @@ impl Token {
             model: info
                 .as_ref()
                 .map(|info| format!("{} {}", info.manufacturer, info.model)),
+            gcm_iv: info.as_ref().map(|info| info.gcm_iv.clone()),
             soft: info.is_some_and(|info| info.soft),
         }
     }

@@ -1,17 +1,22 @@
 //! One worker's socket, seen from the server: many calls at once, matched to
-//! their replies by id.
+//! their replies by id, and never more than the worker has sessions.
+//!
+//! A call in excess waits here, where its caller can still give up or go to
+//! another worker; its deadline begins when a session takes it, so that a
+//! busy token is not mistaken for a stuck one.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::protocol::{Frame, HELLO};
@@ -26,18 +31,28 @@ pub(super) struct Link {
     pub(super) pid: u32,
     outgoing: mpsc::UnboundedSender<Frame>,
     pending: Arc<Pending>,
+    /// One permit a free session; none before the hello.
+    sessions: Arc<Semaphore>,
     next: AtomicU64,
     closed: watch::Receiver<bool>,
     tasks: [AbortHandle; 2],
 }
 
-/// Who waits for which reply; `None` once the link is closed.
-struct Pending(Mutex<Option<HashMap<u64, oneshot::Sender<Frame>>>>);
+/// A free session of a worker, for one call.
+pub(super) struct Lane {
+    pub(super) link: Arc<Link>,
+    session: OwnedSemaphorePermit,
+}
 
-/// Forgets a call when its caller does: a late reply is dropped.
-struct Waiting<'a> {
-    pending: &'a Pending,
-    id: u64,
+/// Who waits for which reply; `None` once the link is closed.
+struct Pending(Mutex<Option<HashMap<u64, Call>>>);
+
+/// A call under way. Its session is busy until the reply comes, whether its
+/// caller still waits or not.
+struct Call {
+    to: oneshot::Sender<Frame>,
+    since: Instant,
+    _session: Option<OwnedSemaphorePermit>,
 }
 
 impl Link {
@@ -49,17 +64,24 @@ impl Link {
         stream.set_nonblocking(true)?;
         let (reader, writer) = UnixStream::from_std(stream)?.into_split();
         let (hello_to, hello) = oneshot::channel();
-        let pending = Arc::new(Pending(Mutex::new(Some(HashMap::from([(
-            HELLO, hello_to,
-        )])))));
+        let awaited = Call {
+            to: hello_to,
+            since: Instant::now(),
+            _session: None,
+        };
+        let calls = HashMap::from([(HELLO, awaited)]);
+        let pending = Arc::new(Pending(Mutex::new(Some(calls))));
         let (outgoing, frames) = mpsc::unbounded_channel();
         let (closing, closed) = watch::channel(false);
-        let reading = tokio::spawn(read(reader, Arc::clone(&pending), closing));
+        let sessions = Arc::new(Semaphore::new(0));
+        let ends = (Arc::clone(&pending), Arc::clone(&sessions), closing);
+        let reading = tokio::spawn(read(reader, ends));
         let writing = tokio::spawn(write(writer, frames));
         let link = Self {
             pid,
             outgoing,
             pending,
+            sessions,
             next: AtomicU64::new(HELLO + 1),
             closed,
             tasks: [reading.abort_handle(), writing.abort_handle()],
@@ -67,25 +89,26 @@ impl Link {
         Ok((Arc::new(link), hello))
     }
 
-    /// Sends a request and waits for its reply, without a deadline of its
-    /// own. Cancel-safe: a dropped call's reply is dropped with it.
-    ///
-    /// # Errors
-    /// The inner error is a request too long for a frame.
-    pub(super) async fn call(&self, request: &impl Serialize) -> Result<io::Result<Frame>, Closed> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let frame = match Frame::encode(id, request) {
-            Ok(frame) => frame,
-            Err(error) => return Ok(Err(error)),
-        };
-        let (to, reply) = oneshot::channel();
-        self.pending.lock().as_mut().ok_or(Closed)?.insert(id, to);
-        let _waiting = Waiting {
-            pending: &self.pending,
-            id,
-        };
-        self.outgoing.send(frame).map_err(|_| Closed)?;
-        reply.await.map(Ok).map_err(|_| Closed)
+    /// The worker said hello with this many sessions: calls may begin.
+    pub(super) fn admit(&self, sessions: usize) {
+        self.sessions
+            .add_permits(sessions.clamp(1, Semaphore::MAX_PERMITS));
+    }
+
+    /// Waits for a free session.
+    pub(super) async fn lane(self: &Arc<Self>) -> Result<Lane, Closed> {
+        let session = Arc::clone(&self.sessions).acquire_owned().await;
+        Ok(Lane {
+            link: Arc::clone(self),
+            session: session.map_err(|_| Closed)?,
+        })
+    }
+
+    /// How long the oldest call has been under way.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        let pending = self.pending.lock();
+        let calls = pending.as_ref()?.values();
+        calls.map(|call| call.since.elapsed()).max()
     }
 
     /// Whether calls can still be made.
@@ -104,7 +127,33 @@ impl Link {
         for task in &self.tasks {
             task.abort();
         }
+        self.sessions.close();
         self.pending.close();
+    }
+}
+
+impl Lane {
+    /// Sends a request and waits for its reply, without a deadline of its
+    /// own. Cancel-safe: a dropped call's reply is dropped with it.
+    ///
+    /// # Errors
+    /// The inner error is a request too long for a frame.
+    pub(super) async fn call(self, request: &impl Serialize) -> Result<io::Result<Frame>, Closed> {
+        let Self { link, session } = self;
+        let id = link.next.fetch_add(1, Ordering::Relaxed);
+        let frame = match Frame::encode(id, request) {
+            Ok(frame) => frame,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (to, reply) = oneshot::channel();
+        let call = Call {
+            to,
+            since: Instant::now(),
+            _session: Some(session),
+        };
+        link.pending.lock().as_mut().ok_or(Closed)?.insert(id, call);
+        link.outgoing.send(frame).map_err(|_| Closed)?;
+        reply.await.map(Ok).map_err(|_| Closed)
     }
 }
 
@@ -115,7 +164,7 @@ impl Drop for Link {
 }
 
 impl Pending {
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Frame>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, Call>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -125,22 +174,17 @@ impl Pending {
     }
 }
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if let Some(waiting) = self.pending.lock().as_mut() {
-            waiting.remove(&self.id);
-        }
-    }
-}
+/// What ends with the link: calls under way, calls in wait, whoever watches.
+type Ends = (Arc<Pending>, Arc<Semaphore>, watch::Sender<bool>);
 
-async fn read(mut socket: OwnedReadHalf, pending: Arc<Pending>, closing: watch::Sender<bool>) {
+async fn read(mut socket: OwnedReadHalf, (pending, sessions, closing): Ends) {
     loop {
         match Frame::read_async(&mut socket).await {
             Ok(Some(frame)) => {
                 let waiting = pending.lock().as_mut().and_then(|w| w.remove(&frame.id()));
-                if let Some(to) = waiting {
+                if let Some(call) = waiting {
                     // Its caller may have given up meanwhile.
-                    let _ = to.send(frame);
+                    let _ = call.to.send(frame);
                 }
             }
             Ok(None) => break,
@@ -151,6 +195,7 @@ async fn read(mut socket: OwnedReadHalf, pending: Arc<Pending>, closing: watch::
         }
     }
     pending.close();
+    sessions.close();
     closing.send_replace(true);
 }
 

@@ -1,12 +1,16 @@
 //! One task per token that owns its state: it takes new workers, runs their
-//! hello, gate and canaries, and publishes what callers may use.
+//! hello, gate and canaries, probes, and publishes what callers may use.
 //!
 //! A link and the key ids that are valid on it are published together, so
-//! that no id is ever used on another worker's link.
+//! that no id is ever used on another worker's link. There is one recovery at
+//! a time, because there is one worker at a time: the supervisor starts the
+//! next when the last has ended, and whatever a former one still reports is
+//! dropped.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -14,19 +18,26 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::calls::Inner;
 use super::error::TokenError;
+use super::health::{Facts, Health, Verdict};
 use super::link::Link;
 use super::opening::open_key;
 use super::protocol::{Frame, KeySpec, Reply, TokenInfo};
-use super::state::{Health, Slot, State};
+use super::retry::Retry;
+use super::state::{Slot, State};
 
 /// How long a new worker may take to load the module, log in and say hello.
-/// CloudHSM's client takes seconds when the cluster is busy; a worker that
-/// takes longer is replaced.
+/// It has deadlines of its own for each call into the module; this is for one
+/// that does not even keep those.
 const HELLO_PATIENCE: Duration = Duration::from_secs(60);
-/// How often an idle token is probed, and keys that failed for a temporary
-/// reason are tried again. Ready means a proof within the last 30 s, so one
-/// probe may fail.
+/// How often the state is looked at when nothing happens.
+const TICK: Duration = Duration::from_millis(250);
+/// How often an idle token is probed. A proof lasts 30 s, so one probe may
+/// fail.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// The same for a token that is suspect.
+const SUSPECT_PROBE: Duration = Duration::from_secs(1);
+/// A recovery that takes longer than this is told as "down".
+const DOWN_AFTER: Duration = Duration::from_secs(30);
 
 /// What the manager is told.
 pub(super) enum Command {
@@ -35,8 +46,13 @@ pub(super) enum Command {
     Down(Health, String, Option<String>),
     /// A call on this worker passed its deadline.
     Stuck(u32),
+    /// A call on this worker failed for no reason of its own.
+    Doubt(u32, String),
+    /// This worker's key was refused for a reason that somebody must mend.
+    Refused(u32, u32, TokenError),
     Hello(u64, Result<TokenInfo, TokenError>),
     Keys(u64, Vec<Slot>),
+    Probed(u64, Result<(), TokenError>),
 }
 
 pub(super) struct Manager {
@@ -52,13 +68,18 @@ pub(super) struct Manager {
     refused: bool,
     /// What the supervisor said while a hello was outstanding.
     verdict: Option<Verdict>,
+    /// Since when no worker has served.
+    away_since: Option<Instant>,
+    /// When keys that did not open are tried again.
+    retry: Retry,
+    probing: bool,
+    last_probe: Instant,
+    probe_failure: Option<String>,
 }
-
-/// Why there is no worker: health, detail, hint.
-type Verdict = (Health, String, Option<String>);
 
 impl Manager {
     pub(super) fn new(inner: Arc<Inner>, state: watch::Sender<State>) -> Self {
+        let now = Instant::now();
         Self {
             inner,
             state,
@@ -68,12 +89,17 @@ impl Manager {
             task: None,
             refused: false,
             verdict: None,
+            away_since: Some(now),
+            retry: Retry::new(),
+            probing: false,
+            last_probe: now,
+            probe_failure: None,
         }
     }
 
     /// Runs until the last handle is dropped, whose end closes `commands`.
     pub(super) async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
-        let mut tick = interval(PROBE_EVERY);
+        let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // A link that ends before its hello is the hello's to tell: the
@@ -102,17 +128,32 @@ impl Manager {
         match command {
             Command::Attach(stream, pid) => self.attach(stream, pid),
             Command::SetKeys(specs) => self.set_keys(specs),
-            Command::Down(health, detail, hint) => self.down((health, detail, hint)),
-            Command::Stuck(pid) => {
-                if self.link.as_ref().is_some_and(|link| link.pid == pid) {
-                    self.stuck();
-                }
+            Command::Down(health, detail, hint) => {
+                self.down(Verdict::new(health, detail).hint(hint));
             }
+            Command::Stuck(pid) if self.is_current(pid) => {
+                // Closing the link makes a healthy worker end by itself; one
+                // that is stuck in the module is killed by the supervisor.
+                self.lost("the token did not answer in time; its worker is being replaced");
+            }
+            Command::Doubt(pid, detail) if self.is_current(pid) => {
+                tracing::warn!(token = self.inner.name, "{detail}");
+                self.probe();
+            }
+            Command::Refused(pid, key, error) if self.is_current(pid) => self.refuse(key, error),
             Command::Hello(generation, hello) if generation == self.generation => {
                 self.hello(hello);
             }
             Command::Keys(generation, keys) if generation == self.generation => self.opened(keys),
-            Command::Hello(..) | Command::Keys(..) => {}
+            Command::Probed(generation, outcome) if generation == self.generation => {
+                self.probed(outcome);
+            }
+            Command::Stuck(_)
+            | Command::Doubt(..)
+            | Command::Refused(..)
+            | Command::Hello(..)
+            | Command::Keys(..)
+            | Command::Probed(..) => {}
         }
     }
 
@@ -124,9 +165,14 @@ impl Manager {
             // The worker is gone, but its hello may still be in the socket;
             // the end of the link follows it.
             self.verdict = Some(verdict);
-        } else if !(self.refused && self.state.borrow().health == verdict.0) {
+            return;
+        }
+        let known = self.state.borrow().health;
+        let same = known == verdict.health
+            || (known, verdict.health) == (Health::Down, Health::Recovering);
+        if !(self.refused && same) {
             self.drop_link();
-            self.publish_down(verdict);
+            self.publish_away(verdict);
         }
     }
 
@@ -155,31 +201,32 @@ impl Manager {
                     token = self.inner.name,
                     label = info.label,
                     serial = info.serial,
+                    gcm_iv = info.gcm_iv,
+                    sessions = info.sessions,
                     "logged in"
                 );
                 let link = self.link.clone();
+                if let Some(link) = &link {
+                    link.admit(info.sessions);
+                }
                 self.state.send_modify(|state| {
                     state.info = Some(info);
                     state.link = link;
                 });
                 // Ids of keys opened on a former link mean nothing on this.
                 self.publish_specs(false);
+                self.retry.reset();
                 self.open_keys();
             }
             Err(error) => {
-                let hint = error.hint().map(str::to_owned);
-                let health = match error {
-                    TokenError::Locked { .. } => Health::Locked,
-                    TokenError::Misconfigured { .. } => Health::Misconfigured,
-                    _ => Health::Recovering,
-                };
                 tracing::warn!(token = self.inner.name, "{error}");
+                let own = Verdict::of(&error);
                 // Where it left no words of its own, the supervisor's count.
                 let verdict = self.verdict.take();
-                let verdict = verdict.filter(|_| health == Health::Recovering);
+                let verdict = verdict.filter(|_| own.health == Health::Recovering);
                 self.drop_link();
                 self.refused = verdict.is_none();
-                self.publish_down(verdict.unwrap_or((health, error.to_string(), hint)));
+                self.publish_away(verdict.unwrap_or(own));
             }
         }
     }
@@ -187,6 +234,7 @@ impl Manager {
     fn set_keys(&mut self, specs: Vec<KeySpec>) {
         self.specs = specs;
         self.publish_specs(true);
+        self.retry.reset();
         if self.state.borrow().link.is_some() {
             self.open_keys();
         }
@@ -220,12 +268,17 @@ impl Manager {
                     continue;
                 }
                 let outcome = open_key(&inner, &link, &key.spec).await;
-                if let Err(error) = &outcome {
+                let problem = outcome.as_ref().err().cloned();
+                // Once, however often it is tried again.
+                if let Some(error) = problem
+                    .as_ref()
+                    .filter(|e| Some(*e) != key.problem.as_ref())
+                {
                     tracing::error!(token = inner.name, hint = error.hint(), "{error}");
                 }
                 keys.push(Slot {
                     spec: key.spec.clone(),
-                    problem: outcome.as_ref().err().cloned(),
+                    problem,
                     opened: outcome.ok(),
                 });
             }
@@ -234,59 +287,127 @@ impl Manager {
     }
 
     fn opened(&mut self, keys: Vec<Slot>) {
-        let good = keys.is_empty() || keys.iter().any(|key| key.opened.is_some());
-        let problem = keys
-            .iter()
-            .filter(|key| !key.temporary())
-            .chain(&keys)
-            .find_map(|key| key.problem.as_ref())
-            .filter(|_| !good);
-        let health = match problem {
-            None => Health::Ready,
-            Some(TokenError::Misconfigured { .. }) => Health::Misconfigured,
-            Some(_) => Health::Recovering,
+        self.state.send_modify(|state| state.keys = Arc::new(keys));
+        self.retry.plan(&self.state.borrow().keys, Instant::now());
+        // Each key that opened is a proof of its own.
+        self.probe_failure = None;
+        self.assess();
+    }
+
+    /// A key that worked is refused now: it is not used before somebody has
+    /// looked at it, or it passes the gate again.
+    fn refuse(&mut self, id: u32, error: TokenError) {
+        let mut keys = Vec::clone(&self.state.borrow().keys);
+        let holds = |key: &&mut Slot| key.opened.as_ref().is_some_and(|opened| opened.id == id);
+        let Some(key) = keys.iter_mut().find(holds) else {
+            return;
         };
-        let detail = problem.map(ToString::to_string);
-        let hint = problem.and_then(|problem| problem.hint().map(str::to_owned));
-        self.state.send_modify(|state| {
-            state.health = health;
-            state.detail = detail;
-            state.hint = hint;
-            state.keys = Arc::new(keys);
-        });
+        tracing::error!(
+            token = self.inner.name,
+            key = key.spec.name,
+            hint = error.hint(),
+            "not used any longer: {error}"
+        );
+        key.opened = None;
+        key.problem = Some(error);
+        self.opened(keys);
     }
 
     fn tick(&mut self) {
-        let state = self.state.borrow().clone();
-        if state.link.is_none() {
+        let now = Instant::now();
+        let Some(link) = self.link.clone() else {
+            let State {
+                health,
+                detail,
+                hint,
+                ..
+            } = self.state.borrow().clone();
+            self.publish(Verdict {
+                health,
+                detail,
+                hint,
+            });
+            return;
+        };
+        if !self.greeted() {
+            return;
+        }
+        // Its caller may have left, and then nobody else notices.
+        if link.oldest() >= Some(self.inner.call_timeout + TICK) {
+            self.inner.report_stuck(&link);
             return;
         }
         // A task still at work means that keys are being opened.
         let busy = self.task.as_ref().is_some_and(|task| !task.is_finished());
-        if !busy && state.keys.iter().any(Slot::temporary) {
+        if !busy && self.retry.due(now) {
             self.open_keys();
         }
-        if state.health == Health::Ready && self.inner.idle_for() >= PROBE_EVERY {
-            let inner = Arc::clone(&self.inner);
-            tokio::spawn(async move {
-                if let Err(error) = inner.probe().await {
-                    tracing::warn!(token = inner.name, "the probe failed: {error}");
-                }
-            });
+        let health = self.state.borrow().health;
+        let every = match health {
+            Health::Suspect => SUSPECT_PROBE,
+            _ => PROBE_EVERY,
+        };
+        let quiet = self.inner.idle_for() >= every || health == Health::Suspect;
+        if health.serves() && quiet && now.duration_since(self.last_probe) >= every {
+            self.probe();
         }
+        self.assess();
     }
 
-    fn stuck(&mut self) {
-        // Closing the link makes a healthy worker end by itself; one that is
-        // stuck in the module is killed by the supervisor.
-        self.lost("the token did not answer in time; its worker is being replaced");
+    fn probe(&mut self) {
+        if self.probing {
+            return;
+        }
+        self.probing = true;
+        self.last_probe = Instant::now();
+        let (inner, generation) = (Arc::clone(&self.inner), self.generation);
+        tokio::spawn(async move {
+            let outcome = inner.probe().await;
+            inner.doubted.store(false, Ordering::Relaxed);
+            inner.tell(Command::Probed(generation, outcome));
+        });
+    }
+
+    fn probed(&mut self, outcome: Result<(), TokenError>) {
+        self.probing = false;
+        self.probe_failure = outcome.err().map(|error| error.to_string());
+        self.assess();
+    }
+
+    /// Tells the health of a token with a worker, if it has changed.
+    fn assess(&mut self) {
+        if !self.greeted() {
+            return;
+        }
+        let State { keys, info, .. } = self.state.borrow().clone();
+        let sessions = info.map_or((0, 0), |info| (info.sessions, info.sessions_wanted));
+        let proof = self.inner.last_proof().map(|at| at.elapsed());
+        let facts = Facts {
+            keys: &keys,
+            sessions,
+            proof,
+            probe: self.probe_failure.as_deref(),
+        };
+        let verdict = facts.assess();
+        // Keys that are still on their way through the gate change nothing
+        // about what was said before.
+        let pending = keys
+            .iter()
+            .all(|key| key.opened.is_none() && key.problem.is_none());
+        if keys.is_empty() || !pending {
+            self.away_since = match verdict.health.serves() {
+                true => None,
+                false => self.away_since.or_else(|| Some(Instant::now())),
+            };
+            self.publish(verdict);
+        }
     }
 
     fn lost(&mut self, detail: &str) {
         let verdict = self.verdict.take();
         self.drop_link();
-        tracing::warn!(token = self.inner.name, "{detail}");
-        self.publish_down(verdict.unwrap_or((Health::Recovering, detail.to_owned(), None)));
+        let lost = || Verdict::new(Health::Recovering, detail);
+        self.publish_away(verdict.unwrap_or_else(lost));
     }
 
     /// Whether the current worker has said hello.
@@ -295,10 +416,16 @@ impl Manager {
         matches!((&self.link, &state.link), (Some(ours), Some(told)) if Arc::ptr_eq(ours, told))
     }
 
+    fn is_current(&self, pid: u32) -> bool {
+        self.link.as_ref().is_some_and(|link| link.pid == pid)
+    }
+
     /// Ends the current link and everything that runs on it.
     fn drop_link(&mut self) {
         self.generation += 1;
         self.verdict = None;
+        self.probing = false;
+        self.probe_failure = None;
         if let Some(task) = self.task.take() {
             task.abort();
         }
@@ -307,12 +434,42 @@ impl Manager {
         }
     }
 
-    fn publish_down(&mut self, (health, detail, hint): Verdict) {
-        self.state.send_modify(|state| {
-            state.health = health;
-            state.detail = Some(detail);
-            state.hint = hint;
-            state.link = None;
+    /// There is no worker, and this is why.
+    fn publish_away(&mut self, verdict: Verdict) {
+        self.away_since.get_or_insert_with(Instant::now);
+        self.state.send_modify(|state| state.link = None);
+        self.publish(verdict);
+    }
+
+    /// Publishes a health, and logs it if it is another than before.
+    fn publish(&mut self, verdict: Verdict) {
+        let Verdict {
+            mut health,
+            detail,
+            hint,
+        } = verdict;
+        let long = |since: Instant| since.elapsed() >= DOWN_AFTER;
+        if matches!(health, Health::Starting | Health::Recovering)
+            && self.away_since.is_some_and(long)
+        {
+            health = Health::Down;
+        }
+        let token = &self.inner.name;
+        let former = self.state.borrow().health;
+        let why = detail.as_deref().unwrap_or_default();
+        let (from, to) = (former.as_str(), health.as_str());
+        if former == health {
+            // Nothing new.
+        } else if health == Health::Ready {
+            tracing::info!(token, from, to, "token health");
+        } else {
+            tracing::warn!(token, from, to, hint, "token health: {why}");
+        }
+        self.state.send_if_modified(|state| {
+            let told = (&state.health, &state.detail, &state.hint);
+            let changed = told != (&health, &detail, &hint);
+            (state.health, state.detail, state.hint) = (health, detail, hint);
+            changed
         });
     }
 

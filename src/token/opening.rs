@@ -14,10 +14,11 @@ use super::protocol::{KeySpec, OpenedKey, Reply, Request};
 /// Gate, then canary.
 pub(super) async fn open_key(
     inner: &Arc<Inner>,
-    link: &Link,
+    link: &Arc<Link>,
     spec: &KeySpec,
 ) -> Result<OpenedKey, TokenError> {
-    let frame = inner.call(link, &Request::OpenKey(spec.clone())).await?;
+    let lane = inner.lane_on(link).await?;
+    let frame = inner.call(lane, &Request::OpenKey(spec.clone())).await?;
     let Ok(Reply::Key(opened)) = frame.decode() else {
         return Err(TokenError::away(
             "the token's worker said something strange",
@@ -39,14 +40,15 @@ async fn stored_canary(inner: &Arc<Inner>, spec: &KeySpec) -> Result<Option<Cana
 
 async fn check_canary(
     inner: &Arc<Inner>,
-    link: &Link,
+    link: &Arc<Link>,
     spec: &KeySpec,
     id: u32,
     canary: &Canary,
 ) -> Result<(), TokenError> {
     let aad = Canary::aad(&spec.name);
+    let lane = inner.lane_on(link).await?;
     let opened = inner
-        .unwrap_on(link, id, &canary.iv, &canary.ciphertext, &aad)
+        .unwrap_on(lane, id, &canary.iv, &canary.ciphertext, &aad)
         .await;
     match opened {
         Ok(plaintext) if canary.matches(&plaintext) => Ok(()),
@@ -63,14 +65,15 @@ async fn check_canary(
 
 async fn make_canary(
     inner: &Arc<Inner>,
-    link: &Link,
+    link: &Arc<Link>,
     spec: &KeySpec,
     id: u32,
 ) -> Result<(), TokenError> {
     let plaintext = Secret32::random()
         .map_err(|error| TokenError::away(format!("no random bytes: {error}")))?;
     let aad = Canary::aad(&spec.name);
-    let wrapped: Wrapped = inner.wrap_on(link, id, &plaintext, &aad).await?;
+    let lane = inner.lane_on(link).await?;
+    let wrapped: Wrapped = inner.wrap_on(lane, id, &plaintext, &aad).await?;
     let canary = Canary::new(&plaintext, &wrapped);
     let (store, name) = (Arc::clone(&inner.canaries), spec.name.clone());
     let saved = tokio::task::spawn_blocking(move || store.save(&name, &canary)).await;

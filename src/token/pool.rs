@@ -10,6 +10,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::secret::Secret32;
 
+use super::error::TokenError;
+
 /// Bytes fetched at a time: 4 KiB, 128 data keys.
 pub(super) const BLOCK: usize = 4096;
 /// Bytes of one secret.
@@ -24,6 +26,8 @@ pub(super) struct Pool {
 struct State {
     bytes: Zeroizing<Vec<u8>>,
     fetching: bool,
+    /// Why the last fetch failed, if it did.
+    failure: Option<TokenError>,
 }
 
 impl Pool {
@@ -34,6 +38,7 @@ impl Pool {
                 // so never leaves a copy behind.
                 bytes: Zeroizing::new(Vec::with_capacity(2 * BLOCK)),
                 fetching: false,
+                failure: None,
             }),
             filled: Notify::new(),
         }
@@ -43,7 +48,9 @@ impl Pool {
     /// block: it is raised once per block, when half of one is left.
     pub(super) fn take(&self) -> (Option<Secret32>, bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { bytes, fetching } = &mut *state;
+        let State {
+            bytes, fetching, ..
+        } = &mut *state;
         let start = bytes.len().saturating_sub(SECRET);
         let secret = Secret32::from_slice(&bytes[start..]);
         if secret.is_some() {
@@ -55,16 +62,32 @@ impl Pool {
         (secret, fetch)
     }
 
-    /// Ends a fetch, with a block or without one.
-    pub(super) fn fetched(&self, block: Option<&[u8]>) {
+    /// Ends a fetch with a block.
+    pub(super) fn fetched(&self, block: &[u8]) {
+        self.end(None, block);
+    }
+
+    /// Ends a fetch without one; whoever waits for it is told why.
+    pub(super) fn failed(&self, why: TokenError) {
+        self.end(Some(why), &[]);
+    }
+
+    fn end(&self, failure: Option<TokenError>, block: &[u8]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.fetching = false;
+        state.failure = failure;
         let room = state.bytes.capacity() - state.bytes.len();
-        if let Some(block) = block.filter(|block| block.len() <= room) {
+        if block.len() <= room {
             state.bytes.extend_from_slice(block);
         }
         drop(state);
         self.filled.notify_waiters();
+    }
+
+    /// Why the last fetch failed, if it did.
+    pub(super) fn failure(&self) -> Option<TokenError> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.failure.clone()
     }
 
     /// Resolves at the end of the next fetch. Create it before looking.
@@ -86,7 +109,7 @@ mod tests {
         let block: Vec<u8> = (0..BLOCK)
             .map(|i| u8::try_from(i / SECRET).unwrap())
             .collect();
-        pool.fetched(Some(&block));
+        pool.fetched(&block);
         let mut seen = std::collections::HashSet::new();
         let mut asked = 0;
         for _ in 0..BLOCK / SECRET {
@@ -104,7 +127,10 @@ mod tests {
     fn a_failed_fetch_may_be_tried_again() {
         let pool = Pool::new();
         assert!(pool.take().1);
-        pool.fetched(None);
+        pool.failed(TokenError::Timeout);
+        assert_eq!(pool.failure(), Some(TokenError::Timeout));
         assert!(pool.take().1);
+        pool.fetched(&[1; BLOCK]);
+        assert_eq!(pool.failure(), None);
     }
 }

@@ -11,6 +11,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -156,8 +157,12 @@ pub(super) struct Serve {
     pub(super) pin: PinSource,
     /// Logged-in sessions working in parallel.
     pub(super) sessions: usize,
+    /// The deadline of each call while it starts.
+    pub(super) call_timeout: Duration,
     /// The configured IV convention.
     pub(super) gcm_iv: IvChoice,
+    /// Whether each wrap is opened before it is handed out.
+    pub(super) verify_wraps: bool,
 }
 
 /// Where a worker finds its PIN.
@@ -276,6 +281,10 @@ pub struct TokenInfo {
     pub mechanisms: Vec<String>,
     /// The IV convention in use.
     pub gcm_iv: String,
+    /// Logged-in sessions, which is how many calls it works on at once.
+    pub sessions: usize,
+    /// How many were configured.
+    pub sessions_wanted: usize,
 }
 
 /// One token of a module, as `strongroom token list` shows it.
@@ -295,8 +304,8 @@ pub struct TokenEntry {
     pub initialized: bool,
     /// Whether the user's PIN has been set.
     pub user_pin_set: bool,
-    /// Whether it offers CKM_AES_GCM, which wrapping needs; some tokens do
-    /// not say before they are initialised.
+    /// Whether it offers AES-GCM, which wrapping needs; some tokens do not say
+    /// before they are initialised.
     pub aes_gcm: Option<bool>,
     /// Whether it is a software token.
     pub soft: bool,
@@ -314,10 +323,14 @@ pub(super) struct Failure {
 /// The kinds of [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FailureKind {
-    /// May work later, perhaps with another worker.
+    /// May work later, on this worker.
     Away,
+    /// This worker is of no more use, and ends; another may do.
+    Lost,
     /// The PIN was refused; nothing is tried again.
     Locked,
+    /// The module offers no such token at present.
+    Absent,
     /// Somebody has to change something.
     Misconfigured,
     /// This wrapped data key is wrong; the token is fine.

@@ -71,6 +71,8 @@ impl Setup {
                 serial: token.serial.clone(),
                 pin,
                 sessions: token.sessions,
+                call_timeout: token.call_timeout.duration(),
+                verify_wraps: token.verify_wraps,
                 gcm_iv: match token.gcm_iv {
                     config::GcmIv::Auto => IvChoice::Auto,
                     config::GcmIv::Host => IvChoice::Host,

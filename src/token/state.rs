@@ -6,40 +6,9 @@ use std::sync::Arc;
 use crate::api;
 
 use super::error::TokenError;
+use super::health::Health;
 use super::link::Link;
 use super::protocol::{Attributes, KeySpec, OpenedKey, TokenInfo};
-
-/// A token's health, as status, ready and logs tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// No worker has said hello yet.
-    Starting,
-    /// Logged in, and at least one key (if any is configured) works.
-    Ready,
-    /// The worker was lost; another is coming.
-    Recovering,
-    /// No worker can be started at present.
-    Down,
-    /// Somebody has to correct something.
-    Misconfigured,
-    /// The PIN was refused.
-    Locked,
-}
-
-impl Health {
-    /// Its name in status.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Recovering => "recovering",
-            Self::Down => "down",
-            Self::Misconfigured => "misconfigured",
-            Self::Locked => "locked",
-        }
-    }
-}
 
 /// A configured key's state on its token.
 #[derive(Clone, Debug)]
@@ -130,7 +99,7 @@ impl State {
                 detail,
                 hint: hint(api::ErrorKind::TokenLocked),
             }),
-            Health::Starting | Health::Ready | Health::Recovering | Health::Down => None,
+            _ => None,
         }
     }
 

@@ -26,6 +26,7 @@ pub mod http;
 pub mod null_store;
 pub mod process;
 pub mod readers;
+pub mod shim;
 pub mod tamper;
 pub mod token;
 pub mod weed;

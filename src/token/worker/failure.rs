@@ -19,8 +19,7 @@ pub(super) enum Class {
     SessionLost,
     /// The module or the device is gone: a new worker.
     ModuleLost,
-    /// A decrypt that failed for want of a better word: a known-good
-    /// ciphertext decides whether the input or the module is bad.
+    /// It may be the input or the token: a known-good call decides.
     Ambiguous,
     /// This input is refused; nothing else is wrong.
     BadInput,
@@ -33,12 +32,24 @@ pub(super) enum Class {
 /// What was being done when a code came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum During {
-    /// C_DecryptInit or C_Decrypt, on a token that answered a wrong AAD with
-    /// this code at start-up.
+    /// C_EncryptInit or C_Encrypt, of a context that a client chose.
+    Encrypt,
+    /// C_DecryptInit or C_Decrypt of what a store delivered, on a token that
+    /// answered a wrong AAD with this code at start-up.
     Decrypt { bad_ciphertext: CK_RV },
-    /// Anything else.
+    /// Anything else, all of it our own.
     Other,
 }
+
+/// Codes that name a device or a library that is gone: no input brings these
+/// about, so nothing has to be asked before the worker is replaced.
+const GONE: [CK_RV; 5] = [
+    CKR_DEVICE_ERROR,
+    CKR_DEVICE_REMOVED,
+    CKR_TOKEN_NOT_PRESENT,
+    CKR_TOKEN_NOT_RECOGNIZED,
+    CKR_CRYPTOKI_NOT_INITIALIZED,
+];
 
 macro_rules! table {
     ($( $class:ident: $($code:ident)+; )+) => {
@@ -105,12 +116,22 @@ pub(super) fn classify(code: CK_RV, during: During) -> Class {
         .iter()
         .find(|(known, ..)| *known == code)
         .map_or(Class::ModuleLost, |(.., class)| *class);
+    // Whatever is not known to be the session's or the device's fault may be
+    // anybody's: a context too long for this token, say, which a client could
+    // otherwise use to have the worker replaced over and over; or a device
+    // that calls every ciphertext bad, which would otherwise accuse the store.
+    let vague = match class {
+        Class::Configuration | Class::BadInput => true,
+        Class::ModuleLost => !GONE.contains(&code),
+        _ => false,
+    };
     match during {
+        // How a token chooses IVs is no matter of the input either.
+        During::Encrypt if code == CKR_RANDOM_NO_RNG => class,
+        During::Encrypt if vague => Class::Ambiguous,
         During::Decrypt { bad_ciphertext }
-            if matches!(code, CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED)
-                // What a token says about a bad ciphertext may be any code,
-                // but bad input is known to be just that.
-                || (code == bad_ciphertext && class != Class::BadInput) =>
+            // What a token says about a bad ciphertext may be any code.
+            if vague || code == CKR_FUNCTION_FAILED || code == bad_ciphertext =>
         {
             Class::Ambiguous
         }
@@ -142,6 +163,11 @@ impl Fault {
         }
     }
 
+    /// Whether it names a device or a library that is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        GONE.contains(&self.code)
+    }
+
     pub(super) fn class(&self) -> Class {
         classify(self.code, During::Other)
     }
@@ -150,8 +176,9 @@ impl Fault {
     pub(super) fn failed(&self, what: impl std::fmt::Display) -> Failure {
         let detail = format!("{what}: {self}");
         match self.class() {
-            Class::Transient | Class::SessionLost | Class::ModuleLost | Class::Ambiguous => {
-                Failure::new(FailureKind::Away, detail)
+            Class::Transient => Failure::new(FailureKind::Away, detail),
+            Class::SessionLost | Class::ModuleLost | Class::Ambiguous => {
+                Failure::new(FailureKind::Lost, detail)
             }
             Class::BadInput => Failure::new(FailureKind::Rejected, detail),
             Class::Configuration => Failure::new(FailureKind::Misconfigured, detail),
@@ -245,7 +272,18 @@ mod tests {
         let plain = During::Decrypt {
             bad_ciphertext: CKR_ENCRYPTED_DATA_INVALID,
         };
-        assert_eq!(classify(CKR_ENCRYPTED_DATA_INVALID, plain), Class::BadInput);
+        for code in [CKR_ENCRYPTED_DATA_INVALID, CKR_MECHANISM_PARAM_INVALID] {
+            assert_eq!(classify(code, plain), Class::Ambiguous);
+            assert_eq!(classify(code, During::Encrypt), Class::Ambiguous);
+        }
+        assert_eq!(
+            classify(CKR_FUNCTION_FAILED, During::Encrypt),
+            Class::Transient
+        );
+        assert_eq!(
+            classify(CKR_DEVICE_ERROR, During::Encrypt),
+            Class::ModuleLost
+        );
         assert_eq!(classify(CKR_PIN_LOCKED, plain), Class::LockedOut);
     }
 

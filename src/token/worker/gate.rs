@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 use cryptoki_sys::{CK_RV, CKR_OK};
@@ -14,7 +14,8 @@ use crate::token::protocol::{Attributes, Failure, FailureKind, KeySpec, OpenedKe
 
 use super::attributes::read;
 use super::failure::{Class, Fault};
-use super::mechanism::{self, Convention, Wrapped};
+use super::mechanism::{Convention, Wrapped};
+use super::module;
 use super::raw::Raw;
 
 /// The AAD of known-good wraps: never an encryption context, which does not
@@ -27,6 +28,7 @@ const WRONG_AAD: &[u8] = b"\0\0strongroom fate";
 pub(super) struct Opened {
     pub(super) spec: KeySpec,
     pub(super) handle: ObjectHandle,
+    convention: Convention,
     /// How this token says "bad ciphertext".
     pub(super) bad_ciphertext: CK_RV,
     known: Wrapped,
@@ -38,7 +40,9 @@ impl Opened {
     /// decrypt was the ciphertext's fault or the module's.
     pub(super) fn still_opens(&self, raw: &Raw, session: &Session) -> Result<bool, Fault> {
         let Wrapped { iv, ciphertext } = &self.known;
-        let opened = mechanism::unwrap(raw, session, self.handle, iv, ciphertext, GATE_AAD)?;
+        let opened = self
+            .convention
+            .unwrap(raw, session, self.handle, iv, ciphertext, GATE_AAD)?;
         Ok(opened.is_some_and(|key| *key == *self.plaintext.expose()))
     }
 
@@ -52,7 +56,7 @@ impl Opened {
         let plaintext = self.plaintext.expose();
         let Wrapped { iv, ciphertext } =
             convention.wrap(raw, session, self.handle, plaintext, GATE_AAD)?;
-        let opened = mechanism::unwrap(raw, session, self.handle, &iv, &ciphertext, GATE_AAD)?;
+        let opened = convention.unwrap(raw, session, self.handle, &iv, &ciphertext, GATE_AAD)?;
         Ok(opened.is_some_and(|key| *key == *plaintext))
     }
 }
@@ -87,10 +91,20 @@ pub(super) fn labelled(session: &Session, label: &str) -> Result<Vec<ObjectHandl
 
 fn find(session: &Session, spec: &KeySpec) -> Result<ObjectHandle, Failure> {
     let KeySpec { name, label, .. } = spec;
+    let logged_in = |session| {
+        module::logged_in(session)
+            .map_err(|fault| fault.failed(format!("key {name}: no key is labelled {label:?}")))
+    };
     let found = labelled(session, label)
         .map_err(|fault| fault.failed(format!("key {name}: cannot look for its label")))?;
     match found[..] {
         [handle] => Ok(handle),
+        // Private objects are not seen without a login: a token that forgot
+        // it has lost no key.
+        [] if !logged_in(session)? => Err(Failure::new(
+            FailureKind::Lost,
+            format!("key {name}: the token has forgotten the login"),
+        )),
         [] => Err(Failure::misconfigured(
             format!("key {name}: no key on the token is labelled {label:?}"),
             format!("generate it with `strongroom key generate {name}`, or correct its label"),
@@ -242,6 +256,7 @@ fn prove(
     let mut opened = Opened {
         spec,
         handle,
+        convention,
         bad_ciphertext: CKR_OK,
         known,
         plaintext,
@@ -250,7 +265,7 @@ fn prove(
         return Err(broken("what it wrapped it does not open"));
     }
     let Wrapped { iv, ciphertext } = &opened.known;
-    match mechanism::unwrap(raw, session, handle, iv, ciphertext, WRONG_AAD) {
+    match convention.unwrap(raw, session, handle, iv, ciphertext, WRONG_AAD) {
         Ok(_) => return Err(broken("the token opens a wrap under another context")),
         Err(fault) if matches!(fault.class(), Class::SessionLost | Class::LockedOut) => {
             return Err(failed(fault));
@@ -266,7 +281,11 @@ fn prove(
 
 /// Generates a wrapping key with every attribute set (SECURITY.md 17): the
 /// defaults of some tokens are an extractable key, or one that cannot encrypt.
-pub(super) fn generate(session: &Session, label: &str) -> Result<(), Failure> {
+pub(super) fn generate(
+    session: &Session,
+    convention: Convention,
+    label: &str,
+) -> Result<(), Failure> {
     let exists = !labelled(session, label)
         .map_err(|fault| fault.failed("cannot look for the label"))?
         .is_empty();
@@ -295,7 +314,10 @@ pub(super) fn generate(session: &Session, label: &str) -> Result<(), Failure> {
         Attribute::Modifiable(false),
     ];
     let copyable = Attribute::Copyable(false);
-    let only_gcm = Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]);
+    let gcm = convention
+        .mechanism_type()
+        .map_err(|fault| fault.failed("cannot name the token's AES-GCM"))?;
+    let only_gcm = Attribute::AllowedMechanisms(vec![gcm]);
     // Not every token knows the last two; the fewest that it refuses are
     // left out, and `key show` tells what the key has.
     let attempts = [

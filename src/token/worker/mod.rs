@@ -4,17 +4,20 @@
 //! Plain threads, no runtime. Its standard input is the link; it ends when
 //! the link does, which also covers the death of whoever started it.
 
+mod answer;
 mod attributes;
 mod exit;
 mod failure;
 mod gate;
 mod mechanism;
 mod module;
+mod probe;
 mod raw;
 mod serve;
 mod setup;
+mod watch;
 
-pub use exit::{LINK_CLOSED, LOCKED, LOST, MISCONFIGURED};
+pub use exit::{ABSENT, LINK_CLOSED, LOCKED, LOST, MISCONFIGURED};
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -30,9 +33,15 @@ use crate::{confine, log};
 
 use super::protocol::{Failure, FailureKind, Frame, HELLO, Mode, Reply, Request, Setup};
 
+use watch::Watch;
+
 /// How long the parent may take for the first frame, which it writes right
 /// after starting us; then this is no worker of anybody's.
 const SETUP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a module that is only asked for its tokens may take to load and
+/// initialise. CloudHSM's client takes seconds when the cluster is busy.
+const LOADING: Duration = Duration::from_secs(60);
 
 /// Runs the worker; never returns while the link is open.
 #[must_use]
@@ -65,11 +74,7 @@ fn run(setup: &Setup, mut link: UnixStream) -> ! {
     let served = match start(setup, &link) {
         Ok(role) => receive(&mut link, &role),
         Err(failure) => {
-            let code = match failure.kind {
-                FailureKind::Locked => exit::LOCKED,
-                FailureKind::Away => exit::LOST,
-                _ => exit::MISCONFIGURED,
-            };
+            let code = exit::code(failure.kind);
             tracing::error!(hint = failure.hint.as_deref(), "{}", failure.detail);
             // The server may be gone; the exit code still says it.
             let _ = send(&mut link, HELLO, &Reply::Failed(failure));
@@ -94,8 +99,10 @@ fn start(setup: &Setup, link: &UnixStream) -> Result<Role, Failure> {
     match &setup.mode {
         Mode::Serve(token) => serve::start(&setup.module, token, link).map(Role::Serving),
         Mode::Admin => {
-            let pkcs11 = module::load(&setup.module)?;
             let away = |error: io::Error| Failure::new(FailureKind::Away, error.to_string());
+            let watch = Watch::start(LOADING, link.try_clone().map_err(away)?).map_err(away)?;
+            let pkcs11 = module::load(&setup.module, &watch)?;
+            drop(watch);
             send(&mut &*link, HELLO, &Reply::Done).map_err(away)?;
             Ok(Role::Admin(pkcs11))
         }

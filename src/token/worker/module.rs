@@ -7,11 +7,15 @@ use cryptoki::mechanism::MechanismType;
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Slot, TokenInfo as Raw};
 use cryptoki::types::AuthPin;
+use cryptoki_sys::CKR_RANDOM_NO_RNG;
+use zeroize::Zeroizing;
 
 use crate::secret::{Pin, PinError};
 use crate::token::protocol::{Failure, FailureKind, PinSource, Serve, TokenEntry, TokenInfo};
 
-use super::failure::Fault;
+use super::failure::{Class, Fault};
+use super::probe;
+use super::watch::Watch;
 
 /// Manufacturers and models of software tokens, in lower case: their keys
 /// are files, which root and every backup can read (SECURITY.md 27).
@@ -27,7 +31,7 @@ const NAMED: [(MechanismType, &str); 5] = [
 ];
 
 /// Loads and initialises a module.
-pub(super) fn load(path: &Path) -> Result<Pkcs11, Failure> {
+pub(super) fn load(path: &Path, watch: &Watch) -> Result<Pkcs11, Failure> {
     // Named apart from "does not load": the commonest mistake by far.
     if !path.exists() {
         return Err(Failure::misconfigured(
@@ -41,6 +45,7 @@ pub(super) fn load(path: &Path) -> Result<Pkcs11, Failure> {
             "is it a PKCS#11 library for this machine's architecture, and readable?",
         )
     })?;
+    watch.step("C_Initialize");
     pkcs11
         .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
         .map_err(|error| {
@@ -66,12 +71,11 @@ pub(super) fn list(pkcs11: &Pkcs11) -> Result<Vec<TokenEntry>, Failure> {
             model: info.model().to_owned(),
             initialized: info.token_initialized(),
             user_pin_set: info.user_pin_initialized(),
-            aes_gcm: match pkcs11.get_mechanism_info(slot, MechanismType::AES_GCM) {
-                Ok(_) => Some(true),
-                // Kryoptic knows no mechanism before it is initialised.
-                Err(_) if !info.token_initialized() => None,
-                Err(_) => Some(false),
-            },
+            aes_gcm: probe::offered(pkcs11, slot)
+                .ok()
+                .map(|ways| !ways.is_empty())
+                // Kryoptic has no mechanism before it is initialised.
+                .filter(|any| *any || info.token_initialized()),
             soft: soft(&info),
         })
         .collect())
@@ -79,24 +83,35 @@ pub(super) fn list(pkcs11: &Pkcs11) -> Result<Vec<TokenEntry>, Failure> {
 
 /// Every slot that has a token that answers.
 pub(super) fn tokens(pkcs11: &Pkcs11) -> Result<Vec<(Slot, Raw)>, Failure> {
+    survey(pkcs11).map(|(found, _)| found)
+}
+
+/// Every slot that has a token that answers, and why another did not.
+fn survey(pkcs11: &Pkcs11) -> Result<(Vec<(Slot, Raw)>, Option<Fault>), Failure> {
     let slots = pkcs11
         .get_slots_with_token()
         .map_err(|error| Fault::from(error).failed("cannot list the module's slots"))?;
     let mut found = Vec::with_capacity(slots.len());
+    let mut silent = None;
     for slot in slots {
         // An unreadable token in some other slot is none of our business;
         // if it is ours, it is missed below.
         match pkcs11.get_token_info(slot) {
             Ok(info) => found.push((slot, info)),
-            Err(error) => tracing::warn!(slot = slot.id(), "{}", Fault::from(error)),
+            Err(error) => {
+                let fault = Fault::from(error);
+                tracing::warn!(slot = slot.id(), "{fault}");
+                silent = Some(fault);
+            }
         }
     }
-    Ok(found)
+    Ok((found, silent))
 }
 
 /// The one token that matches label and serial.
 pub(super) fn find(pkcs11: &Pkcs11, wanted: &Serve) -> Result<(Slot, Raw), Failure> {
-    let all: Vec<_> = tokens(pkcs11)?
+    let (all, silent) = survey(pkcs11)?;
+    let all: Vec<_> = all
         .into_iter()
         .filter(|(_, info)| info.token_initialized())
         .collect();
@@ -116,17 +131,22 @@ pub(super) fn find(pkcs11: &Pkcs11, wanted: &Serve) -> Result<(Slot, Raw), Failu
         (Some(label), Some(serial)) => format!("label {label:?} and serial {serial}"),
         (None, None) => "any label".to_owned(),
     };
-    match (matching.next(), matching.count()) {
-        (Some(found), 0) => Ok(found),
-        (Some(_), others) => Err(Failure::misconfigured(
+    let absent = |detail, hint: String| Failure::new(FailureKind::Absent, detail).hint(hint);
+    match (matching.next(), matching.count(), silent) {
+        (Some(found), 0, _) => Ok(found),
+        (Some(_), others, _) => Err(Failure::misconfigured(
             format!("{} tokens match {what}: set serial", others + 1),
             format!("the module offers {offered}"),
         )),
-        (None, _) if offered.is_empty() => Err(Failure::misconfigured(
+        // The one that does not answer may be ours.
+        (None, _, Some(fault)) if fault.class() != Class::Configuration => {
+            Err(fault.failed(format!("no token matches {what}, and one does not answer")))
+        }
+        (None, ..) if offered.is_empty() => Err(absent(
             format!("no token matches {what}: the module offers no initialised token"),
-            "set one up with `strongroom token init`, and check the module's own configuration",
+            "is the HSM reachable? otherwise set a token up with `strongroom token init`, and check the module's own configuration".to_owned(),
         )),
-        (None, _) => Err(Failure::misconfigured(
+        (None, ..) => Err(absent(
             format!("no token matches {what}"),
             format!("the module offers {offered}"),
         )),
@@ -134,31 +154,76 @@ pub(super) fn find(pkcs11: &Pkcs11, wanted: &Serve) -> Result<(Slot, Raw), Failu
 }
 
 /// What status tells of a token.
-pub(super) fn describe(pkcs11: &Pkcs11, slot: Slot, info: &Raw, gcm_iv: &str) -> TokenInfo {
-    TokenInfo {
+///
+/// # Errors
+/// The token does not say what it offers.
+pub(super) fn describe(pkcs11: &Pkcs11, slot: Slot, info: &Raw) -> Result<TokenInfo, Failure> {
+    let mut mechanisms = Vec::new();
+    for (mechanism, name) in NAMED {
+        match offers(pkcs11, slot, mechanism) {
+            Ok(true) => mechanisms.push(name.to_owned()),
+            Ok(false) => {}
+            Err(fault) => return Err(fault.failed("cannot list the token's mechanisms")),
+        }
+    }
+    Ok(TokenInfo {
         label: info.label().to_owned(),
         serial: info.serial_number().to_owned(),
         manufacturer: info.manufacturer_id().to_owned(),
         model: info.model().to_owned(),
         soft: soft(info),
-        mechanisms: NAMED
-            .iter()
-            .filter(|(mechanism, _)| offers(pkcs11, slot, *mechanism))
-            .map(|(_, name)| (*name).to_owned())
-            .collect(),
-        gcm_iv: gcm_iv.to_owned(),
-    }
+        mechanisms,
+        // Known once there is a login, and once they are open.
+        gcm_iv: String::new(),
+        sessions: 0,
+        sessions_wanted: 0,
+    })
 }
 
 /// Whether the token offers a mechanism; cryptoki's list hides those it does
 /// not know, so each is asked for.
-pub(super) fn offers(pkcs11: &Pkcs11, slot: Slot, mechanism: MechanismType) -> bool {
-    pkcs11.get_mechanism_info(slot, mechanism).is_ok()
+///
+/// # Errors
+/// The token does not say.
+pub(super) fn offers(pkcs11: &Pkcs11, slot: Slot, mechanism: MechanismType) -> Result<bool, Fault> {
+    match pkcs11
+        .get_mechanism_info(slot, mechanism)
+        .map_err(Fault::from)
+    {
+        Ok(_) => Ok(true),
+        // "No such mechanism" is an answer; a device that is gone is not.
+        Err(fault) if fault.class() == Class::Configuration => Ok(false),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Opens a read-write session: CloudHSM has no others.
 pub(super) fn open_session(pkcs11: &Pkcs11, slot: Slot) -> Result<Session, Fault> {
     Ok(pkcs11.open_rw_session(slot)?)
+}
+
+/// The token's generator works: asked for before anything depends on it.
+pub(super) fn check_generator(session: &Session) -> Result<(), Fault> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    session.generate_random_slice(&mut *bytes)?;
+    check_random(&*bytes)
+}
+
+/// A generator that "succeeds" without writing would otherwise be mixed into
+/// every data key unnoticed.
+pub(super) fn check_random(bytes: &[u8]) -> Result<(), Fault> {
+    if bytes.len() >= 32 && bytes.iter().all(|byte| *byte == 0) {
+        let what = "C_GenerateRandom returned zeros";
+        return Err(Fault::new(CKR_RANDOM_NO_RNG, what));
+    }
+    Ok(())
+}
+
+/// Whether the session's user is (still) logged in, as the module sees it.
+pub(super) fn logged_in(session: &Session) -> Result<bool, Fault> {
+    use cryptoki::session::SessionState::{RoUser, RwUser};
+    let state = session.get_session_info()?.session_state();
+    Ok(matches!(state, RoUser | RwUser))
 }
 
 /// Reads the PIN and logs in: exactly one C_Login, whatever it answers.

@@ -25,14 +25,27 @@ type Run = unsafe extern "C" fn(
     *mut CK_ULONG,
 ) -> CK_RV;
 
-/// The four functions of the hot path.
+/// The module's functions of the hot path.
 pub(super) struct Raw {
-    encrypt_init: Init,
-    encrypt: Run,
-    decrypt_init: Init,
-    decrypt: Run,
+    pub(super) encrypt: Operation,
+    pub(super) decrypt: Operation,
     /// Keeps the library mapped for as long as its functions can be called.
     _library: Pkcs11,
+}
+
+/// The two calls that encrypt, or those that decrypt.
+pub(super) struct Operation {
+    init: (Init, &'static str),
+    run: (Run, &'static str),
+}
+
+/// CK_GCM_PARAMS, with a tag of 128 bits, and whose GCM it is.
+pub(super) struct Gcm<'a> {
+    pub(super) mechanism: CK_MECHANISM_TYPE,
+    /// What the host supplies, or where the token writes its own; if it is
+    /// empty, pIv is NULL.
+    pub(super) iv: &'a mut [u8],
+    pub(super) aad: &'a [u8],
 }
 
 impl Raw {
@@ -60,108 +73,94 @@ impl Raw {
             };
             (library, *list)
         };
+        let operation = |init: Option<Init>, init_name, run: Option<Run>, run_name| {
+            let init = init.ok_or_else(|| missing(init_name))?;
+            let run = run.ok_or_else(|| missing(run_name))?;
+            Ok::<_, Fault>(Operation {
+                init: (init, init_name),
+                run: (run, run_name),
+            })
+        };
         Ok(Self {
-            encrypt_init: list.C_EncryptInit.ok_or_else(|| missing("C_EncryptInit"))?,
-            encrypt: list.C_Encrypt.ok_or_else(|| missing("C_Encrypt"))?,
-            decrypt_init: list.C_DecryptInit.ok_or_else(|| missing("C_DecryptInit"))?,
-            decrypt: list.C_Decrypt.ok_or_else(|| missing("C_Decrypt"))?,
+            encrypt: operation(
+                list.C_EncryptInit,
+                "C_EncryptInit",
+                list.C_Encrypt,
+                "C_Encrypt",
+            )?,
+            decrypt: operation(
+                list.C_DecryptInit,
+                "C_DecryptInit",
+                list.C_Decrypt,
+                "C_Decrypt",
+            )?,
             _library: library,
         })
     }
-
-    /// CKM_AES_GCM encryption; `iv` is what the host supplies, or where the
-    /// token writes its own. Returns the bytes written to `out`.
-    pub(super) fn gcm_encrypt(
-        &self,
-        session: &Session,
-        key: ObjectHandle,
-        iv: &mut [u8],
-        aad: &[u8],
-        input: &[u8],
-        out: &mut [u8],
-    ) -> Result<usize, Fault> {
-        let calls = (
-            self.encrypt_init,
-            "C_EncryptInit",
-            self.encrypt,
-            "C_Encrypt",
-        );
-        run(calls, session, key, iv, aad, input, out)
-    }
-
-    /// CKM_AES_GCM decryption. Returns the bytes written to `out`.
-    pub(super) fn gcm_decrypt(
-        &self,
-        session: &Session,
-        key: ObjectHandle,
-        iv: &mut [u8],
-        aad: &[u8],
-        input: &[u8],
-        out: &mut [u8],
-    ) -> Result<usize, Fault> {
-        let calls = (
-            self.decrypt_init,
-            "C_DecryptInit",
-            self.decrypt,
-            "C_Decrypt",
-        );
-        run(calls, session, key, iv, aad, input, out)
-    }
 }
 
-fn run(
-    (init, init_name, run, run_name): (Init, &'static str, Run, &'static str),
-    session: &Session,
-    key: ObjectHandle,
-    iv: &mut [u8],
-    aad: &[u8],
-    input: &[u8],
-    out: &mut [u8],
-) -> Result<usize, Fault> {
-    // CK_ULONG is `unsigned long`, which holds every usize on Linux.
-    let long =
-        |len: usize| CK_ULONG::try_from(len).map_err(|_| Fault::new(CKR_DATA_LEN_RANGE, run_name));
-    let iv_len = long(iv.len())?;
-    let mut params = CK_GCM_PARAMS {
-        pIv: iv.as_mut_ptr(),
-        ulIvLen: iv_len,
-        ulIvBits: iv_len * 8,
-        pAAD: aad.as_ptr().cast_mut(),
-        ulAADLen: long(aad.len())?,
-        ulTagBits: TAG_BITS,
-    };
-    let mut mechanism = CK_MECHANISM {
-        mechanism: CKM_AES_GCM,
-        pParameter: std::ptr::from_mut(&mut params).cast(),
-        ulParameterLen: long(size_of::<CK_GCM_PARAMS>())?,
-    };
-    let mut written = long(out.len())?;
-    #[allow(unsafe_code, reason = "the one-call path that cryptoki does not have")]
-    // SAFETY: every pointer is valid, with its length, for both calls, which
-    // keep none of them: `iv` and `params` outlive the second call, where
-    // modules that choose the IV write it back. PKCS#11 inputs are pointers
-    // to mutable bytes that a module does not write (2.40, section 5.2). The
-    // session is used by this thread alone: `Session` is not `Sync`.
-    unsafe {
-        Fault::check(
-            init(session.handle(), &mut mechanism, key.handle()),
-            init_name,
-        )?;
-        Fault::check(
-            run(
-                session.handle(),
-                input.as_ptr().cast_mut(),
-                long(input.len())?,
-                out.as_mut_ptr(),
-                &mut written,
-            ),
-            run_name,
-        )?;
+impl Operation {
+    /// Runs it on `input`. Returns the bytes written to `out`.
+    pub(super) fn run(
+        &self,
+        session: &Session,
+        key: ObjectHandle,
+        gcm: Gcm<'_>,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, Fault> {
+        let ((init, init_name), (run, run_name)) = (self.init, self.run);
+        // CK_ULONG is `unsigned long`, which holds every usize on Linux.
+        let long = |len: usize| {
+            CK_ULONG::try_from(len).map_err(|_| Fault::new(CKR_DATA_LEN_RANGE, run_name))
+        };
+        let iv_len = long(gcm.iv.len())?;
+        let mut params = CK_GCM_PARAMS {
+            pIv: if gcm.iv.is_empty() {
+                std::ptr::null_mut()
+            } else {
+                gcm.iv.as_mut_ptr()
+            },
+            ulIvLen: iv_len,
+            ulIvBits: iv_len * 8,
+            pAAD: gcm.aad.as_ptr().cast_mut(),
+            ulAADLen: long(gcm.aad.len())?,
+            ulTagBits: TAG_BITS,
+        };
+        let mut mechanism = CK_MECHANISM {
+            mechanism: gcm.mechanism,
+            pParameter: std::ptr::from_mut(&mut params).cast(),
+            ulParameterLen: long(size_of::<CK_GCM_PARAMS>())?,
+        };
+        let mut written = long(out.len())?;
+        #[allow(unsafe_code, reason = "the one-call path that cryptoki does not have")]
+        // SAFETY: every pointer is valid, with its length, for both calls,
+        // which keep none of them: `gcm.iv` and `params` outlive the second
+        // call, where modules that choose the IV write it back. PKCS#11 inputs
+        // are pointers to mutable bytes that a module does not write (2.40,
+        // section 5.2). The session is used by this thread alone: `Session` is
+        // not `Sync`.
+        unsafe {
+            Fault::check(
+                init(session.handle(), &mut mechanism, key.handle()),
+                init_name,
+            )?;
+            Fault::check(
+                run(
+                    session.handle(),
+                    input.as_ptr().cast_mut(),
+                    long(input.len())?,
+                    out.as_mut_ptr(),
+                    &mut written,
+                ),
+                run_name,
+            )?;
+        }
+        // A length beyond the buffer is a module that overreports: nothing in
+        // the buffer can be trusted.
+        usize::try_from(written)
+            .ok()
+            .filter(|written| *written <= out.len())
+            .ok_or_else(|| Fault::new(CKR_BUFFER_TOO_SMALL, run_name))
     }
-    // A length beyond the buffer is a module that overreports: nothing in
-    // the buffer can be trusted.
-    usize::try_from(written)
-        .ok()
-        .filter(|written| *written <= out.len())
-        .ok_or_else(|| Fault::new(CKR_BUFFER_TOO_SMALL, run_name))
 }
