@@ -97,6 +97,7 @@ impl Hsm {
             sessions: 4,
             call_timeout: config::Timeout::from_secs(3),
             network: true,
+            verify_wraps: false,
         }
     }
 

@@ -133,7 +133,10 @@ impl Thread {
         const WHAT: &str = "the wrap was not confirmed";
         let opened = self.attempt(During::Other, |t| {
             let Wrapped { iv, ciphertext } = wrapped;
-            mechanism::unwrap(&t.shared.raw, &t.session, key.handle, iv, ciphertext, aad)
+            let Shared {
+                raw, convention, ..
+            } = &*t.shared;
+            convention.unwrap(raw, &t.session, key.handle, iv, ciphertext, aad)
         });
         let same = opened.map(|opened| opened.is_some_and(|found| found[..] == *data_key));
         self.verdict(same, key, WHAT)
