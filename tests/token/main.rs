@@ -6,13 +6,15 @@
 //! process is shared by all tests.
 //!
 //! `calls`: wrap, unwrap, random; `keys`: generation, gate, canary; `set_up`:
-//! wrong modules, labels and PINs; `workers`: their deaths and their walls.
+//! wrong modules, labels and PINs; `workers`: their deaths and their walls;
+//! `latency`: a token that takes its time.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod calls;
 mod hsm;
 mod keys;
+mod latency;
 mod set_up;
 #[path = "../support/mod.rs"]
 mod support;
