@@ -71,7 +71,11 @@ pub(super) fn list(pkcs11: &Pkcs11) -> Result<Vec<TokenEntry>, Failure> {
             model: info.model().to_owned(),
             initialized: info.token_initialized(),
             user_pin_set: info.user_pin_initialized(),
-            aes_gcm: probe::offered(pkcs11, slot).is_ok_and(|ways| !ways.is_empty()),
+            aes_gcm: probe::offered(pkcs11, slot)
+                .ok()
+                .map(|ways| !ways.is_empty())
+                // Kryoptic has no mechanism before it is initialised.
+                .filter(|any| *any || info.token_initialized()),
             soft: soft(&info),
         })
         .collect())
