@@ -10,10 +10,15 @@ export STRONGROOM_CACHE ?= $(CURDIR)/.cache
 # STRONGROOM_VECTORS, if set, names the official test vectors of the AWS
 # Encryption SDK; without it their tests say that they were skipped.
 
-.PHONY: help build install demo setup test soak lint clean
+# The test binaries that make a token, whichever they are now or will be: the
+# ones that `test-kryoptic` runs again.
+WITH_TOKEN = $(shell grep -lrw Hsm tests --include='*.rs' | grep -v '^tests/support/' | sed -E 's,^tests/([^/.]+).*,--test \1,' | sort -u)
+TEST_KRYOPTIC = STRONGROOM_TEST_TOKEN=kryoptic cargo test --locked --no-fail-fast $(WITH_TOKEN)
+
+.PHONY: help build install demo setup test test-kryoptic soak lint clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build the release binary
 	cargo build --release --locked
@@ -29,8 +34,11 @@ demo: ## see the whole of it work here: SoftHSM, SeaweedFS, agent, 256 MiB there
 setup: ## install what the tests need and this machine lacks
 	@tests/setup/install
 
-test: setup ## run all tests, end to end ones included
-	cargo test --locked --no-fail-fast
+test: setup ## run all tests on SoftHSM, then those with a token again on Kryoptic
+	failed=0; cargo test --locked --no-fail-fast || failed=1; $(TEST_KRYOPTIC) || failed=1; exit $$failed
+
+test-kryoptic: setup ## run the tests with a token on Kryoptic alone
+	$(TEST_KRYOPTIC)
 
 soak: setup ## the campaigns at full size (6 GiB objects; tens of minutes)
 	STRONGROOM_SOAK=1 cargo test --locked --release --no-fail-fast

@@ -16,6 +16,10 @@ use tracing_subscriber::registry::LookupSpan;
 /// Names the level, in `tracing_subscriber::EnvFilter`'s syntax.
 const LEVEL_VARIABLE: &str = "STRONGROOM_LOG";
 
+/// cryptoki complains of every code that it has no name for, in words that
+/// help nobody; our own errors have the code and the call.
+const QUIET: &str = "cryptoki::error=off";
+
 /// Starts the log of this process, whose `role` is `supervisor`, `server` or
 /// `token-worker`; `ps` calls the process so too. Calling it twice does no
 /// harm.
@@ -27,6 +31,10 @@ pub fn init(role: &'static str) {
             Ok(filter) => (filter, None),
             Err(error) => (info().parse_lossy(""), Some(error.to_string())),
         },
+    };
+    let filter = match QUIET.parse() {
+        Ok(quiet) => filter.add_directive(quiet),
+        Err(_) => filter,
     };
     let terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt()

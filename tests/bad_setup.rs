@@ -154,7 +154,7 @@ fn a_configuration_that_makes_no_sense_is_refused() {
         78,
         &[
             "key \"archive\" names token \"other\", which is not configured",
-            "configured tokens: softhsm",
+            "configured tokens: primary",
         ],
         |c| {
             c["key"][0]["token"] = value("other");
@@ -185,7 +185,7 @@ fn a_module_or_pin_file_that_is_not_right_is_refused() {
         &hsm,
         78,
         &[
-            "token \"softhsm\": the PKCS#11 module /nonexistent/p11.so: No such file",
+            "token \"primary\": the PKCS#11 module /nonexistent/p11.so: No such file",
             "install the token's PKCS#11 library",
         ],
         |c| {

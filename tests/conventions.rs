@@ -282,7 +282,7 @@ fn rule_17_the_convention_is_probed_with_a_throwaway_key() {
     );
     assert_eq!(keys, (1, 1));
     let list = std::process::Command::new("pkcs11-tool")
-        .env("SOFTHSM2_CONF", rig.hsm.softhsm_conf())
+        .env(rig.hsm.kind().variable(), rig.hsm.conf())
         .arg("--module")
         .arg(hsm::module())
         .args(["--login", "--pin", &rig.hsm.pin(), "--list-objects"])

@@ -11,6 +11,8 @@ mod markdown;
 mod support;
 #[path = "docs/tables.rs"]
 mod tables;
+#[path = "docs/tokens.rs"]
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -97,7 +97,7 @@ fn a_good_set_up_has_no_fault() {
         areas,
         [
             "configuration",
-            "token softhsm",
+            "token primary",
             "key archive",
             &place,
             &place,
@@ -159,8 +159,8 @@ fn a_wrong_module_is_named() {
             c["token"][0]["module"] = value(module);
         });
         let found = findings(&agent, &hsm, &[], 1);
-        names(&found, "token softhsm", words, remedy);
-        at_fault(&found, &["token softhsm"]);
+        names(&found, "token primary", words, remedy);
+        at_fault(&found, &["token primary"]);
         cases += 1;
     }
     assert!(cases >= 2);
@@ -175,7 +175,7 @@ fn a_token_that_is_not_there_is_named() {
     let found = findings(&agent, &hsm, &[], 1);
     names(
         &found,
-        "token softhsm",
+        "token primary",
         &["no token matches label \"another\""],
         "the module offers \"strongroom-test\"",
     );
@@ -185,7 +185,7 @@ fn a_token_that_is_not_there_is_named() {
     let found = findings(&agent, &bare, &[], 1);
     names(
         &found,
-        "token softhsm",
+        "token primary",
         &["offers no initialised token"],
         "strongroom token init",
     );
@@ -201,7 +201,7 @@ fn a_token_that_is_not_there_is_named() {
     let found = findings(&agent, &hsm, &[], 1);
     names(
         &found,
-        "token softhsm",
+        "token primary",
         &["2 tokens match", "set serial"],
         "the module offers",
     );
@@ -216,7 +216,7 @@ fn rule_22_a_wrong_pin_costs_doctor_one_login_and_the_agent_none() {
     hsm.write_pin(&hsm.pin_file(), "999999999999");
     let run = agent.cli(["doctor"]).fails(1, &[]);
     for word in [
-        "wrong token softhsm: ",
+        "wrong token primary: ",
         "CKR_PIN_INCORRECT",
         "hint: correct the PIN file",
     ] {
@@ -231,8 +231,8 @@ fn rule_22_a_wrong_pin_costs_doctor_one_login_and_the_agent_none() {
     let latched = "refused the PIN in its PIN file, and the file has not changed since";
     for _ in 0..2 {
         let found = findings(&agent, &hsm, &[], 1);
-        names(&found, "token softhsm", &[latched], "correct the PIN file");
-        at_fault(&found, &["token softhsm"]);
+        names(&found, "token primary", &[latched], "correct the PIN file");
+        at_fault(&found, &["token primary"]);
     }
     let earlier = agent.log().matches("token worker started").count();
     agent.launch();
@@ -285,7 +285,7 @@ fn a_pin_file_that_is_not_right_is_named() {
     let found = findings(&agent, &hsm, &[], 1);
     names(
         &found,
-        "token softhsm",
+        "token primary",
         &["has mode 0444", "other users can reach it"],
         "mode 0400",
     );
@@ -296,7 +296,7 @@ fn a_pin_file_that_is_not_right_is_named() {
     let found = findings(&inside, &hsm, &[], 1);
     names(
         &found,
-        "token softhsm",
+        "token primary",
         &["is inside ", "which the server can read"],
         "move it elsewhere",
     );
@@ -436,7 +436,7 @@ fn a_store_that_is_away_is_named() {
     for word in [
         "wrong store: the store is away",
         "hint: check s3.endpoint_url",
-        "ok    token softhsm",
+        "ok    token primary",
     ] {
         assert!(
             run.text().contains(word),

@@ -396,7 +396,7 @@ fn the_agent_tells_its_state() {
     assert_eq!(status.endpoint, rig.weed.store.url);
     assert_eq!(status.tokens.len(), 1);
     assert_eq!(status.tokens[0].health, "ready");
-    assert!(status.tokens[0].soft, "SoftHSM is a soft token");
+    assert!(status.tokens[0].soft, "both are soft tokens");
     let workers = rig.agent.workers();
     assert_eq!(workers.len(), 1);
     assert_eq!(status.tokens[0].worker_pid, Some(workers[0].pid));

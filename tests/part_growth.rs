@@ -2,8 +2,8 @@
 //! a few megabytes reach what takes tebibytes in earnest: the real pipeline
 //! and a real token worker, against a store that records every request.
 //!
-//! The pipeline runs in a child, this test binary again, since SoftHSM finds
-//! its token by the process's environment.
+//! The pipeline runs in a child, this test binary again, since a soft token
+//! finds its files by the process's environment.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -88,7 +88,7 @@ fn parts_grow_and_spool_within_tiny_limits() {
     command
         .args(["--exact", "pipeline_child", "--nocapture"])
         .env(CHILD, agent.dir())
-        .env("SOFTHSM2_CONF", hsm.softhsm_conf())
+        .env(hsm.kind().variable(), hsm.conf())
         .env("AWS_ACCESS_KEY_ID", "test-access-key")
         .env("AWS_SECRET_ACCESS_KEY", "test-secret-key")
         .env("AWS_EC2_METADATA_DISABLED", "true");

@@ -14,10 +14,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use support::process::{Process, eventually, of_threads, run, signal, tree};
 use support::tamper::{read, stored};
-use support::{Agent, Hsm, Weed, pattern, strongroom, value};
-
-/// Part of the module's path, as it stands in `/proc/PID/maps`.
-const MODULE: &str = "libsofthsm2";
+use support::{Agent, Hsm, TokenKind, Weed, pattern, strongroom, value};
 
 /// Whether the process has the PKCS#11 module in its memory.
 #[track_caller]
@@ -27,7 +24,7 @@ fn has_module(process: &Process) -> bool {
         !process.runs() || !maps.is_empty(),
         "cannot look into {process:?}"
     );
-    maps.contains(MODULE)
+    maps.contains(TokenKind::chosen().mapped())
 }
 
 /// Looks at the command line and environment of every process again and again.
@@ -193,7 +190,7 @@ fn rule_24_the_module_is_in_token_workers_only() {
             for process in tree(child.id()) {
                 let maps = process.proc("maps");
                 let is_worker = process.args.iter().any(|a| a == "token-worker");
-                if String::from_utf8_lossy(&maps).contains(MODULE) {
+                if String::from_utf8_lossy(&maps).contains(TokenKind::chosen().mapped()) {
                     assert!(is_worker && process.pid != child.id(), "{process:?}");
                     with.fetch_add(1, Ordering::Relaxed);
                 } else {
@@ -317,8 +314,9 @@ fn rule_27_the_workers_environment_is_an_allow_list() {
         })
         .collect();
     println!("the worker's environment: {names:?}");
-    let expected = ["HOME", "SOFTHSM2_CONF", "TMPDIR"].map(str::to_owned);
-    assert!(names.contains("SOFTHSM2_CONF") && names.is_subset(&expected.into()));
+    let conf = hsm.kind().variable();
+    let expected = ["HOME", conf, "TMPDIR"].map(str::to_owned);
+    assert!(names.contains(conf) && names.is_subset(&expected.into()));
     // The supervisor does have more, so the list is not empty by chance.
     let supervisor = agent.processes().remove(0).proc("environ");
     assert!(String::from_utf8_lossy(&supervisor).contains("AWS_SECRET_ACCESS_KEY="));

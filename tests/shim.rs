@@ -89,7 +89,7 @@ impl Rig {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture"])
             .env(JOB, path)
-            .env("SOFTHSM2_CONF", self.hsm.softhsm_conf())
+            .env(self.hsm.kind().variable(), self.hsm.conf())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

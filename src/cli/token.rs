@@ -167,7 +167,7 @@ fn line(entry: &TokenEntry) -> String {
     if entry.initialized && !entry.user_pin_set {
         line.push_str(", no user PIN set");
     }
-    if !entry.aes_gcm {
+    if entry.aes_gcm == Some(false) {
         line.push_str(", without AES-GCM: cannot hold a wrapping key");
     }
     line

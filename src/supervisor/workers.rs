@@ -285,8 +285,9 @@ impl Workers {
             match code(status) {
                 Some(LOCKED) => {
                     remember(&mut self.latches, &worker.token.name, attempt);
-                    worker.state = State::Latched;
-                    self.outbox.push(worker.locked());
+                    // Latched at the next look, unless the PIN file is
+                    // another than the one that was refused.
+                    worker.state = State::Waiting { until: now };
                 }
                 Some(MISCONFIGURED) => {
                     // One that began before the reload may have met what has

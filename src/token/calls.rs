@@ -179,11 +179,9 @@ impl Inner {
             Err(error @ TokenError::Misconfigured { .. }) => {
                 self.tell(Command::Refused(pid, key, error.clone()));
             }
-            Err(TokenError::Away { detail }) => {
-                // Once is enough until somebody has looked.
-                if !self.doubted.swap(true, Ordering::Relaxed) {
-                    self.tell(Command::Doubt(pid, detail.clone()));
-                }
+            // Once is enough until somebody has looked.
+            Err(TokenError::Away { detail }) if !self.doubted.swap(true, Ordering::Relaxed) => {
+                self.tell(Command::Doubt(pid, detail.clone()));
             }
             _ => {}
         }

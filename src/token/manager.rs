@@ -205,16 +205,20 @@ impl Manager {
                     sessions = info.sessions,
                     "logged in"
                 );
+                let sessions = info.sessions;
+                // In one step: an id from a former link may be another key's
+                // on this one.
+                let pending = self.specs.iter().cloned().map(Slot::pending);
+                let keys = Arc::new(pending.collect());
                 let link = self.link.clone();
-                if let Some(link) = &link {
-                    link.admit(info.sessions);
-                }
                 self.state.send_modify(|state| {
                     state.info = Some(info);
-                    state.link = link;
+                    state.keys = keys;
+                    state.link.clone_from(&link);
                 });
-                // Ids of keys opened on a former link mean nothing on this.
-                self.publish_specs(false);
+                if let Some(link) = link {
+                    link.admit(sessions);
+                }
                 self.retry.reset();
                 self.open_keys();
             }
@@ -233,21 +237,21 @@ impl Manager {
 
     fn set_keys(&mut self, specs: Vec<KeySpec>) {
         self.specs = specs;
-        self.publish_specs(true);
+        self.publish_specs();
         self.retry.reset();
         if self.state.borrow().link.is_some() {
             self.open_keys();
         }
     }
 
-    /// Publishes the configured keys; those that did not change keep what
-    /// they have if `keep`.
-    fn publish_specs(&mut self, keep: bool) {
+    /// Publishes the configured keys; those that did not change and work keep
+    /// what they have.
+    fn publish_specs(&mut self) {
         self.state.send_modify(|state| {
             let keys = self.specs.iter().map(|spec| {
                 let former = state.keys.iter().find(|key| key.spec == *spec);
                 former
-                    .filter(|key| keep && key.opened.is_some())
+                    .filter(|key| key.opened.is_some())
                     .cloned()
                     .unwrap_or_else(|| Slot::pending(spec.clone()))
             });
@@ -371,6 +375,15 @@ impl Manager {
     fn probed(&mut self, outcome: Result<(), TokenError>) {
         self.probing = false;
         self.probe_failure = outcome.err().map(|error| error.to_string());
+        if let Some(why) = &self.probe_failure {
+            // Without verify_wraps, this is what an operator has to go by.
+            let seconds = self.inner.last_proof().map(|at| at.elapsed().as_secs());
+            tracing::error!(
+                token = self.inner.name,
+                last_proof_seconds_ago = seconds,
+                "the probe failed, objects written since the last proof should be read again: {why}"
+            );
+        }
         self.assess();
     }
 

@@ -330,8 +330,9 @@ pub struct TokenEntry {
     pub initialized: bool,
     /// Whether the user's PIN has been set.
     pub user_pin_set: bool,
-    /// Whether it offers AES-GCM, which wrapping needs.
-    pub aes_gcm: bool,
+    /// Whether it offers AES-GCM, which wrapping needs; some tokens do not say
+    /// before they are initialised.
+    pub aes_gcm: Option<bool>,
     /// Whether it is a software token.
     pub soft: bool,
 }

@@ -12,7 +12,7 @@ use toml_edit::{DocumentMut, Item, Table, value};
 use super::http::{self, Body, Reply};
 use super::process::{Process, Run, eventually, run, run_reading, signal, tree, wait};
 use super::weed::{REGION, Store};
-use super::{Hsm, temp_dir};
+use super::{Hsm, TokenKind, temp_dir};
 
 /// How long a start may take (a debug build on a busy machine).
 const START: Duration = Duration::from_secs(20);
@@ -23,7 +23,8 @@ const STOP: Duration = Duration::from_secs(30);
 pub struct Agent {
     child: Option<Child>,
     dir: tempfile::TempDir,
-    softhsm_conf: PathBuf,
+    token_kind: TokenKind,
+    token_conf: PathBuf,
     store: Store,
 }
 
@@ -79,7 +80,8 @@ impl Agent {
         let agent = Self {
             child: None,
             dir: temp_dir(),
-            softhsm_conf: hsm.softhsm_conf(),
+            token_kind: hsm.kind(),
+            token_conf: hsm.conf(),
             store: store.into(),
         };
         let mut config: DocumentMut = hsm.config().parse().unwrap();
@@ -295,7 +297,7 @@ impl Agent {
             .env("HOME", self.dir.path())
             .env("STRONGROOM_SOCKET", self.socket())
             .env("STRONGROOM_CONFIG", self.config_path())
-            .env("SOFTHSM2_CONF", &self.softhsm_conf)
+            .env(self.token_kind.variable(), &self.token_conf)
             .env("AWS_ACCESS_KEY_ID", &self.store.access_key)
             .env("AWS_SECRET_ACCESS_KEY", &self.store.secret_key)
             // The instance's role would be asked for where there is none.

@@ -1,9 +1,10 @@
-//! A SoftHSM token in a temporary directory, with its wrapping key.
+//! A soft token in a temporary directory, with its wrapping key: SoftHSM or
+//! Kryoptic, as [`TokenKind::chosen`] says.
 //!
 //! Token and key are made by the real binary. What the binary would never do
 //! (keys of known bytes, extractable keys, a second key of the same label) is
 //! done with cryptoki in a child: this test binary again, asked for one test,
-//! since SoftHSM takes its directory from the process's environment.
+//! since both take their directory from the process's environment.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,21 +15,25 @@ use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use cryptoki::session::{Session, UserType};
+use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 use serde::{Deserialize, Serialize};
 
+use super::TokenKind;
 use super::process::{run, strongroom};
 
 /// CKA_LABEL of the token that [`Hsm`] makes.
 pub const TOKEN_LABEL: &str = "strongroom-test";
 /// The token's name in the configuration.
-pub const TOKEN: &str = "softhsm";
+pub const TOKEN: &str = "primary";
 /// The wrapping key's name and label.
 pub const KEY: &str = "archive";
 
 /// A token directory with its configuration file.
 pub struct Hsm {
     dir: tempfile::TempDir,
+    kind: TokenKind,
+    conf: PathBuf,
 }
 
 impl Hsm {
@@ -70,20 +75,11 @@ impl Hsm {
         hsm
     }
 
-    /// A SoftHSM configuration and PIN files; no token yet.
+    /// The module's configuration and PIN files; no token yet.
     pub fn bare() -> Self {
-        let hsm = Self {
-            dir: super::temp_dir(),
-        };
-        fs::create_dir(hsm.dir.path().join("tokens")).unwrap();
-        fs::write(
-            hsm.softhsm_conf(),
-            format!(
-                "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-                hsm.dir.path().join("tokens").display()
-            ),
-        )
-        .unwrap();
+        let (dir, kind) = (super::temp_dir(), TokenKind::chosen());
+        let conf = kind.configure(dir.path());
+        let hsm = Self { dir, kind, conf };
         // Set-up mistakes that only show with a newline at the end are common.
         hsm.write_pin(&hsm.pin_file(), &format!("{}\n", random_pin()));
         hsm.write_pin(&hsm.so_pin_file(), &random_pin());
@@ -104,9 +100,14 @@ impl Hsm {
         self.dir.path()
     }
 
-    /// What SOFTHSM2_CONF must name.
-    pub fn softhsm_conf(&self) -> PathBuf {
-        self.dir.path().join("softhsm2.conf")
+    /// Which implementation it is.
+    pub fn kind(&self) -> TokenKind {
+        self.kind
+    }
+
+    /// The module's configuration file: what [`TokenKind::variable`] must name.
+    pub fn conf(&self) -> PathBuf {
+        self.conf.clone()
     }
 
     /// The file with the user PIN.
@@ -155,10 +156,10 @@ impl Hsm {
         fs::write(self.config_path(), text).unwrap();
     }
 
-    /// The binary under test with SOFTHSM2_CONF set.
+    /// The binary under test, with the module's configuration.
     pub fn command(&self) -> Command {
         let mut command = strongroom();
-        command.env("SOFTHSM2_CONF", self.softhsm_conf());
+        command.env(self.kind.variable(), &self.conf);
         command
     }
 
@@ -211,25 +212,16 @@ impl Hsm {
         command
             .args(["--exact", &format!("{test}::token_child"), "--nocapture"])
             .env(JOB, &file)
-            .env("SOFTHSM2_CONF", self.softhsm_conf());
+            .env(self.kind.variable(), &self.conf);
         let done = run(&mut command, b"").ok();
         assert!(done.text().contains(DONE), "{}", done.text());
         fs::remove_file(file).unwrap();
     }
 }
 
-/// SoftHSM's PKCS#11 library.
+/// The PKCS#11 library of the token that this run is about.
 pub fn module() -> PathBuf {
-    [
-        "/usr/lib/softhsm/libsofthsm2.so",
-        "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-        "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-        "/usr/lib64/pkcs11/libsofthsm2.so",
-    ]
-    .iter()
-    .map(PathBuf::from)
-    .find(|path| path.exists())
-    .unwrap_or_else(|| super::lacking("SoftHSM"))
+    TokenKind::chosen().module()
 }
 
 /// A key to make, with the attributes a wrapping key should have; tests change
@@ -322,7 +314,7 @@ impl KeySpec {
     }
 }
 
-/// A PIN of 12 random digits: SoftHSM takes any, some tokens only digits.
+/// A PIN of 12 random digits: some tokens take only digits, some at least 8.
 fn random_pin() -> String {
     let mut bytes = [0; 12];
     getrandom::fill(&mut bytes).unwrap();
@@ -366,8 +358,9 @@ fn token_child() {
         .unwrap();
     match job {
         Job::Init { label, pin, so_pin } => {
-            // SoftHSM's last slot is always an uninitialised token.
-            let slot = *pkcs11.get_slots_with_token().unwrap().last().unwrap();
+            let slots = pkcs11.get_slots_with_token().unwrap();
+            let free = |slot: &Slot| !pkcs11.get_token_info(*slot).unwrap().token_initialized();
+            let slot = slots.into_iter().find(free).expect("a free slot");
             let so_pin = AuthPin::new(so_pin.trim_end().into());
             pkcs11.init_token(slot, &so_pin, &label).unwrap();
             let session = pkcs11.open_rw_session(slot).unwrap();

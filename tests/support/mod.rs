@@ -28,6 +28,7 @@ pub mod process;
 pub mod readers;
 pub mod shim;
 pub mod tamper;
+pub mod token;
 pub mod weed;
 
 pub use agent::Agent;
@@ -35,6 +36,7 @@ pub use data::{Compare, Pattern, pattern, write_pattern};
 pub use hsm::{Hsm, KeySpec};
 pub use http::{Body, Reply};
 pub use process::{Run, run, strongroom};
+pub use token::TokenKind;
 pub use toml_edit::{DocumentMut, value};
 pub use weed::{Store, Weed};
 

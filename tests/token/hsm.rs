@@ -1,7 +1,7 @@
-//! A SoftHSM of a test's own.
+//! A soft token of a test's own.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use strongroom::admin::Admin;
@@ -10,32 +10,29 @@ use strongroom::secret::Pin;
 use strongroom::token::{self, InitTarget, KeySpec};
 use zeroize::Zeroizing;
 
-pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+use crate::support::TokenKind;
+
 pub(crate) const PIN: &str = "4711-user-pin";
 pub(crate) const SO_PIN: &str = "0815-so-pin";
 
-/// A SoftHSM directory with an initialised token `strongroom`.
+/// A token's directory, with an initialised token `strongroom`.
 pub(crate) struct Hsm {
+    pub(crate) kind: TokenKind,
+    /// The module's configuration.
+    pub(crate) conf: PathBuf,
+    pub(crate) module: PathBuf,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) exe: PathBuf,
 }
 
 impl Hsm {
     pub(crate) fn empty() -> Self {
-        assert!(
-            Path::new(MODULE).exists(),
-            "these tests need SoftHSM (apt-get install softhsm2)"
-        );
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        std::fs::create_dir(at("tokens")).unwrap();
-        let conf = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-            at("tokens").display()
-        );
-        std::fs::write(at("softhsm2.conf"), conf).unwrap();
+        let (dir, kind) = (tempfile::tempdir().unwrap(), TokenKind::chosen());
         let hsm = Self {
-            exe: at("worker"),
+            kind,
+            conf: kind.configure(dir.path()),
+            module: kind.module(),
+            exe: dir.path().join("worker"),
             dir,
         };
         hsm.write_exe("");
@@ -55,8 +52,9 @@ impl Hsm {
 
     pub(crate) fn write_exe(&self, more: &str) {
         let script = format!(
-            "#!/bin/sh\nexport SOFTHSM2_CONF={} {more}\nexec {} \"$@\"\n",
-            self.path("softhsm2.conf").display(),
+            "#!/bin/sh\nexport {}={} {more}\nexec {} \"$@\"\n",
+            self.kind.variable(),
+            self.conf.display(),
             env!("CARGO_BIN_EXE_strongroom")
         );
         // Under a new name first: a script that is being written cannot run.
@@ -79,7 +77,7 @@ impl Hsm {
     pub(crate) fn init(&self, label: &str) -> Result<token::TokenEntry, strongroom::api::Error> {
         let pin = |text: &str| Pin::new(Zeroizing::new(text.to_owned()));
         self.admin().init_token(
-            Path::new(MODULE),
+            &self.module,
             &InitTarget::Free,
             label,
             &pin(SO_PIN),
@@ -90,7 +88,7 @@ impl Hsm {
     pub(crate) fn config(&self) -> config::Token {
         config::Token {
             name: "primary".into(),
-            module: MODULE.into(),
+            module: self.module.clone(),
             token_label: Some("strongroom".into()),
             serial: None,
             pin_file: Some(self.path("pin")),
@@ -110,16 +108,10 @@ impl Hsm {
     /// Runs `pkcs11-tool`, logged in as the user.
     pub(crate) fn tool(&self, args: &[&str]) -> std::process::Output {
         Command::new("pkcs11-tool")
-            .env("SOFTHSM2_CONF", self.path("softhsm2.conf"))
-            .args([
-                "--module",
-                MODULE,
-                "--token-label",
-                "strongroom",
-                "--login",
-                "--pin",
-                PIN,
-            ])
+            .env(self.kind.variable(), &self.conf)
+            .arg("--module")
+            .arg(&self.module)
+            .args(["--token-label", "strongroom", "--login", "--pin", PIN])
             .args(args)
             .output()
             .unwrap()

@@ -1,23 +1,24 @@
 //! Wrapping keys: made with every attribute, refused at the gate, known again
 //! by their canary.
 
-use std::path::Path;
-
 use strongroom::token::{CanaryStore, Health, TokenError};
 
-use crate::hsm::{Hsm, MODULE};
+use crate::hsm::Hsm;
 use crate::{Rig, key, secret};
 
 #[test]
 fn a_token_is_initialised_and_a_key_generated_through_pkcs11_alone() {
     let hsm = Hsm::empty();
-    let before = hsm.admin().list_tokens(Path::new(MODULE)).unwrap();
+    let before = hsm.admin().list_tokens(&hsm.module).unwrap();
     assert!(
-        before.iter().all(|t| !t.initialized && t.aes_gcm),
+        before
+            .iter()
+            .all(|t| !t.initialized && t.aes_gcm != Some(false)),
         "{before:?}"
     );
     let entry = hsm.init("strongroom").unwrap();
     assert!(entry.initialized && entry.user_pin_set && entry.soft && !entry.serial.is_empty());
+    assert_eq!(entry.aes_gcm, Some(true));
     let again = hsm.init("strongroom").unwrap_err();
     assert!(again.detail.contains("already exists"), "{again}");
 

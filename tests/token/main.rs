@@ -1,4 +1,4 @@
-//! The token layer against a real SoftHSM: worker processes, gate, canary,
+//! The token layer against a real token: worker processes, gate, canary,
 //! and what happens when each is wrong.
 //!
 //! Each test has a token directory of its own. The worker's environment is
@@ -6,14 +6,18 @@
 //! process is shared by all tests.
 //!
 //! `calls`: wrap, unwrap, random; `keys`: generation, gate, canary; `set_up`:
-//! wrong modules, labels and PINs; `workers`: their deaths and their walls.
+//! wrong modules, labels and PINs; `workers`: their deaths and their walls;
+//! `latency`: a token that takes its time.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod calls;
 mod hsm;
 mod keys;
+mod latency;
 mod set_up;
+#[path = "../support/mod.rs"]
+mod support;
 mod workers;
 
 use std::collections::HashMap;

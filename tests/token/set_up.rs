@@ -1,23 +1,29 @@
 //! Set-ups that are wrong: each fault is named, and a PIN is tried once.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use strongroom::config;
-use strongroom::token::{Health, TokenError, worker};
+use strongroom::secret::Pin;
+use strongroom::token::{Health, InitTarget, TokenError, worker};
+use zeroize::Zeroizing;
 
-use crate::hsm::{Hsm, MODULE, PIN, SO_PIN};
+use crate::hsm::{Hsm, PIN, SO_PIN};
+use crate::support::TokenKind;
 use crate::{Rig, key, secret};
 
 #[tokio::test]
 async fn rule_22_a_wrong_pin_costs_exactly_one_login() {
+    if !TokenKind::SoftHsm.is_only("the spy cannot stand before a module of PKCS#11 3") {
+        return;
+    }
     let hsm = Hsm::new();
     hsm.write_pin("pin", "wrong", 0o400);
     let spy = "/usr/lib/x86_64-linux-gnu/pkcs11/pkcs11-spy.so";
     let log = hsm.path("spy.log");
     hsm.write_exe(&format!(
-        "PKCS11SPY={MODULE} PKCS11SPY_OUTPUT={}",
+        "PKCS11SPY={} PKCS11SPY_OUTPUT={}",
+        hsm.module.display(),
         log.display()
     ));
     let config = config::Token {
@@ -131,21 +137,15 @@ fn each_fault_of_a_set_up_is_named_with_its_remedy() {
 #[test]
 fn two_tokens_of_one_label_need_a_serial() {
     let hsm = Hsm::new();
-    let serial = hsm.admin().list_tokens(Path::new(MODULE)).unwrap()[0]
+    let serial = hsm.admin().list_tokens(&hsm.module).unwrap()[0]
         .serial
         .clone();
-    let second = Command::new("softhsm2-util")
-        .env("SOFTHSM2_CONF", hsm.path("softhsm2.conf"))
-        .args([
-            "--init-token",
-            "--free",
-            "--label",
-            "strongroom",
-            "--pin",
-            PIN,
-            "--so-pin",
-            SO_PIN,
-        ])
+    let second = Command::new("pkcs11-tool")
+        .env(hsm.kind.variable(), &hsm.conf)
+        .arg("--module")
+        .arg(&hsm.module)
+        .args(["--init-token", "--slot-index", "1"])
+        .args(["--label", "strongroom", "--so-pin", SO_PIN])
         .output()
         .unwrap();
     assert!(second.status.success());
@@ -158,4 +158,28 @@ fn two_tokens_of_one_label_need_a_serial() {
     config.serial = Some(serial);
     let said = hsm.check(&config, &[]).join("\n");
     assert!(said.starts_with("token primary: ok"), "{said}");
+}
+
+#[test]
+fn a_pin_that_the_token_would_not_take_is_refused_before_anything_is_made() {
+    let hsm = Hsm::empty();
+    let pin = |text: &str| Pin::new(Zeroizing::new(text.to_owned()));
+    let error = hsm
+        .admin()
+        .init_token(
+            &hsm.module,
+            &InitTarget::Free,
+            "strongroom",
+            &pin(SO_PIN),
+            &pin("123"),
+        )
+        .unwrap_err();
+    let range = match hsm.kind {
+        TokenKind::SoftHsm => "4 to 255",
+        TokenKind::Kryoptic => "at least 8",
+    };
+    let said = format!("the user's PIN must have {range} characters on this token");
+    assert_eq!(error.detail, said);
+    let tokens = hsm.admin().list_tokens(&hsm.module).unwrap();
+    assert!(tokens.iter().all(|token| !token.initialized), "{tokens:?}");
 }

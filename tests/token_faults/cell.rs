@@ -92,9 +92,10 @@ impl Rig {
         if stage == Stage::Start {
             let worker = self.worker().ok_or("no worker to kill")?;
             signal(worker, Signal::KILL);
-            // A request on its way to the old one fails for that alone.
-            eventually(SOON, || (self.now_working() != Some(worker)).then_some(()))
-                .ok_or("a killed worker was not missed")?;
+            // A request on its way to the old one would fail for that alone,
+            // and one that comes before the next one for that.
+            let began = || self.shim.happened(0) > 0 || self.is_ready(Some(worker));
+            eventually(SOON, || began().then_some(())).ok_or("no worker was started")?;
         }
         let mut put = self.put()?;
         if (stage, function) == (Stage::Work, C_GenerateRandom) {
@@ -110,10 +111,10 @@ impl Rig {
         if ![201, 503].contains(&put) || ![200, 503].contains(&got) {
             return Err(format!("put {put}, get {got}"));
         }
-        let noticed = put != 201 || got != 200;
+        let mut noticed = put != 201 || got != 200;
         let happened = self.shim.happened(0);
-        if noticed && happened > 0 && !fault.once {
-            self.told(fault)?;
+        if noticed && !fault.once {
+            noticed = self.told(fault)?;
         }
         self.shim.clear();
         if noticed && fault.calls == Calls::Pin {
@@ -197,23 +198,25 @@ impl Rig {
         Ok(())
     }
 
-    /// The state says what has to be mended, soon.
-    fn told(&self, fault: &Fault) -> Result<(), String> {
-        let wanted: &[&str] = match fault.calls {
-            Calls::Waiting => return Ok(()),
-            // A start that fails without a reason of its own looks the same
-            // as a token that is away.
-            Calls::Mending if !matches!(fault.action, Action::Return(_)) => return Ok(()),
-            Calls::Mending => &["misconfigured"],
-            Calls::Pin => &["locked"],
+    /// The state says what has to be mended, soon; false if it says after all
+    /// that nothing has to be, although the fault goes on.
+    fn told(&self, fault: &Fault) -> Result<bool, String> {
+        let wanted = match fault.calls {
+            Calls::Waiting => return Ok(true),
+            // What is wrong without a code may look like a token that is away.
+            Calls::Mending if !matches!(fault.action, Action::Return(_)) => return Ok(true),
+            Calls::Mending => "misconfigured",
+            Calls::Pin => "locked",
         };
         let mut last = String::new();
         let told = eventually(SOON, || {
             let status = self.agent.try_status()?;
             let token = &status.tokens[0];
             last = format!("{} ({:?})", token.health, token.detail);
-            let said = wanted.contains(&token.health.as_str());
-            (said && token.hint.is_some()).then_some(())
+            match token.health.as_str() {
+                "ready" => Some(false),
+                health => (health == wanted && token.hint.is_some()).then_some(true),
+            }
         });
         told.ok_or_else(|| format!("not told: status says {last}"))
     }
@@ -267,6 +270,15 @@ impl Rig {
 
     fn worker(&self) -> Option<u32> {
         eventually(SOON, || self.now_working())
+    }
+
+    /// Whether a worker other than `former` serves.
+    fn is_ready(&self, former: Option<u32>) -> bool {
+        let status = self.agent.try_status();
+        status.is_some_and(|mut status| {
+            let token = status.tokens.remove(0);
+            token.health == "ready" && token.worker_pid != former
+        })
     }
 
     fn now_working(&self) -> Option<u32> {

@@ -32,6 +32,8 @@ const _: () = assert!(
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// Most random bytes of one request; the pool's block is 4 KiB.
 const MAX_RANDOM: usize = 16 * 1024;
+/// Random bytes of one call: libkmsp11 gives 8 to 1,024.
+const RANDOM_PIECE: usize = 1024;
 
 impl Thread {
     /// Does what a frame asks for and answers it; an error is still to be
@@ -188,8 +190,11 @@ impl Thread {
         }
         let mut bytes = Zeroizing::new(vec![0; len]);
         self.attempt(During::Other, |t| {
-            t.session.generate_random_slice(&mut bytes)?;
-            module::check_random(&bytes)
+            for piece in bytes.chunks_mut(RANDOM_PIECE) {
+                t.session.generate_random_slice(piece)?;
+                module::check_random(piece)?;
+            }
+            Ok(())
         })
         .map_err(|fault| {
             let mut failure = fault.failed("the token's generator failed");

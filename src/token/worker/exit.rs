@@ -1,8 +1,6 @@
 //! How a worker ends, and what its exit code tells the supervisor, which has
 //! no link of its own.
 
-use std::time::Duration;
-
 use crate::token::protocol::FailureKind;
 
 /// The server closed the link: nothing is wrong.
@@ -18,29 +16,31 @@ pub const LOST: u8 = 12;
 /// again soon.
 pub const ABSENT: u8 = 13;
 
-/// How long the module's own exit handlers may take before the process is
-/// killed. Ours hold nothing.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 /// The exit code of a worker that ends because of such a failure.
 pub(super) const fn code(kind: FailureKind) -> u8 {
     match kind {
         FailureKind::Locked => LOCKED,
-        FailureKind::Away | FailureKind::Lost => LOST,
         FailureKind::Absent => ABSENT,
-        FailureKind::Misconfigured
+        FailureKind::Misconfigured => MISCONFIGURED,
+        // A start has no input of anybody's: whatever was refused, another
+        // process may be lucky.
+        FailureKind::Away
+        | FailureKind::Lost
         | FailureKind::BadCiphertext
         | FailureKind::Rejected
-        | FailureKind::Exists => MISCONFIGURED,
+        | FailureKind::Exists => LOST,
     }
 }
 
-/// Ends the process. Other threads may be inside the module, stuck there.
+/// Ends the process at once, without the exit handlers that a vendor's
+/// library has registered: other threads may be inside it, stuck, and one that
+/// hung or crashed on the way out would replace the exit code by a signal. A
+/// refused PIN would then be tried again.
 pub(super) fn now(code: u8) -> ! {
-    std::thread::spawn(|| {
-        std::thread::sleep(PATIENCE);
-        let me = rustix::process::getpid();
-        let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
-    });
-    std::process::exit(i32::from(code));
+    #[allow(unsafe_code, reason = "std knows no exit without exit handlers")]
+    // SAFETY: _exit(2) takes any status and does not return; nothing of ours
+    // is buffered or has to be undone.
+    unsafe {
+        libc::_exit(i32::from(code))
+    }
 }

@@ -201,9 +201,12 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         match error {
             Error::Pkcs11(code, call) => Self::new(code_of(code), &format!("C_{call:?}")),
-            // What cryptoki itself could not make sense of: the module is
-            // not one.
-            other => Self::new(CKR_FUNCTION_NOT_SUPPORTED, &other.to_string()),
+            // No PKCS#11 module, or not all of one.
+            other @ (Error::LibraryLoading(_) | Error::NullFunctionPointer) => {
+                Self::new(CKR_FUNCTION_NOT_SUPPORTED, &other.to_string())
+            }
+            // What cryptoki could not make sense of: an answer that is none.
+            other => Self::new(CKR_GENERAL_ERROR, &other.to_string()),
         }
     }
 }

@@ -71,7 +71,11 @@ pub(super) fn list(pkcs11: &Pkcs11) -> Result<Vec<TokenEntry>, Failure> {
             model: info.model().to_owned(),
             initialized: info.token_initialized(),
             user_pin_set: info.user_pin_initialized(),
-            aes_gcm: probe::offered(pkcs11, slot).is_ok_and(|ways| !ways.is_empty()),
+            aes_gcm: probe::offered(pkcs11, slot)
+                .ok()
+                .map(|ways| !ways.is_empty())
+                // Kryoptic has no mechanism before it is initialised.
+                .filter(|any| *any || info.token_initialized()),
             soft: soft(&info),
         })
         .collect())
@@ -79,11 +83,18 @@ pub(super) fn list(pkcs11: &Pkcs11) -> Result<Vec<TokenEntry>, Failure> {
 
 /// Every slot that has a token that answers.
 pub(super) fn tokens(pkcs11: &Pkcs11) -> Result<Vec<(Slot, Raw)>, Failure> {
-    survey(pkcs11).map(|(found, _)| found)
+    survey(pkcs11).map(|survey| survey.found)
+}
+
+/// What a module's slots hold.
+struct Survey {
+    found: Vec<(Slot, Raw)>,
+    /// Why a token that is there does not answer.
+    silent: Option<Fault>,
 }
 
 /// Every slot that has a token that answers, and why another did not.
-fn survey(pkcs11: &Pkcs11) -> Result<(Vec<(Slot, Raw)>, Option<Fault>), Failure> {
+fn survey(pkcs11: &Pkcs11) -> Result<Survey, Failure> {
     let slots = pkcs11
         .get_slots_with_token()
         .map_err(|error| Fault::from(error).failed("cannot list the module's slots"))?;
@@ -101,13 +112,13 @@ fn survey(pkcs11: &Pkcs11) -> Result<(Vec<(Slot, Raw)>, Option<Fault>), Failure>
             }
         }
     }
-    Ok((found, silent))
+    Ok(Survey { found, silent })
 }
 
 /// The one token that matches label and serial.
 pub(super) fn find(pkcs11: &Pkcs11, wanted: &Serve) -> Result<(Slot, Raw), Failure> {
-    let (all, silent) = survey(pkcs11)?;
-    let all: Vec<_> = all
+    let Survey { found, silent } = survey(pkcs11)?;
+    let all: Vec<_> = found
         .into_iter()
         .filter(|(_, info)| info.token_initialized())
         .collect();

@@ -46,9 +46,13 @@ pub(super) fn init(pkcs11: &Pkcs11, init: &Init<'_>) -> Result<TokenEntry, Failu
         // Before C_InitToken, so that no half-made token is left. A token
         // that reports no maximum has none.
         if pin.is_empty() || pin.len() < least || (most > 0 && pin.len() > most) {
+            let range = match most {
+                0 => format!("at least {}", least.max(1)),
+                most => format!("{least} to {most}"),
+            };
             return Err(Failure::new(
                 FailureKind::Rejected,
-                format!("the {whose} PIN must have {least} to {most} characters on this token"),
+                format!("the {whose} PIN must have {range} characters on this token"),
             ));
         }
     }
