@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use strongroom::api::TokenStatus;
 use toml_edit::value;
 
 use crate::faults::{Calls, Fault};
@@ -141,7 +142,7 @@ impl Rig {
     pub(crate) fn is_noticed(&mut self, plan: &Plan) {
         self.shim.plan(plan);
         let noticed = eventually(Duration::from_secs(25), || {
-            let token = self.agent.try_status()?.tokens.remove(0);
+            let token = self.token()?;
             (token.health != "ready").then_some(token)
         });
         let token = noticed.unwrap_or_else(|| panic!("{}", self.recent_log()));
@@ -200,7 +201,7 @@ impl Rig {
 
     /// The state says what has to be mended, soon; false if it says after all
     /// that nothing has to be, although the fault goes on.
-    fn told(&self, fault: &Fault) -> Result<bool, String> {
+    fn told(&mut self, fault: &Fault) -> Result<bool, String> {
         let wanted = match fault.calls {
             Calls::Waiting => return Ok(true),
             // What is wrong without a code may look like a token that is away.
@@ -208,17 +209,21 @@ impl Rig {
             Calls::Mending => "misconfigured",
             Calls::Pin => "locked",
         };
+        let began = Instant::now();
         let mut last = String::new();
-        let told = eventually(SOON, || {
-            let status = self.agent.try_status()?;
-            let token = &status.tokens[0];
-            last = format!("{} ({:?})", token.health, token.detail);
-            match token.health.as_str() {
-                "ready" => Some(false),
-                health => (health == wanted && token.hint.is_some()).then_some(true),
+        while began.elapsed() < SOON {
+            if let Some(token) = self.token() {
+                if token.health == wanted && token.hint.is_some() {
+                    return Ok(true);
+                }
+                if token.health == "ready" && self.put()? == 201 && self.get()? == 200 {
+                    return Ok(false);
+                }
+                last = format!("{} ({:?})", token.health, token.detail);
             }
-        });
-        told.ok_or_else(|| format!("not told: status says {last}"))
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(format!("not told: status says {last}"))
     }
 
     /// The next put and get work within five seconds.
@@ -274,15 +279,16 @@ impl Rig {
 
     /// Whether a worker other than `former` serves.
     fn is_ready(&self, former: Option<u32>) -> bool {
-        let status = self.agent.try_status();
-        status.is_some_and(|mut status| {
-            let token = status.tokens.remove(0);
-            token.health == "ready" && token.worker_pid != former
-        })
+        let new = |token: TokenStatus| token.health == "ready" && token.worker_pid != former;
+        self.token().is_some_and(new)
     }
 
     fn now_working(&self) -> Option<u32> {
-        self.agent.try_status()?.tokens[0].worker_pid
+        self.token()?.worker_pid
+    }
+
+    fn token(&self) -> Option<TokenStatus> {
+        Some(self.agent.try_status()?.tokens.remove(0))
     }
 }
 
