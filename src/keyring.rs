@@ -145,23 +145,27 @@ impl Keyring {
             let Some(holders) = self.openers(parts.key_name) else {
                 continue;
             };
-            if tried == MAX_UNWRAPS {
-                break;
-            }
-            tried += 1;
-            let secret = match holders.unwrap(parts.iv, parts.ciphertext, &aad).await {
-                Ok(secret) => secret,
-                // Too long for the token, say: as good as not authentic.
-                Err(TokenError::BadCiphertext | TokenError::Rejected { .. }) => continue,
-                Err(error) => {
-                    away = Some(Error::from(error));
-                    continue;
+            let mut doubted = false;
+            while tried < MAX_UNWRAPS {
+                tried += 1;
+                let secret = match holders.unwrap(parts.iv, parts.ciphertext, &aad).await {
+                    Ok(secret) => secret,
+                    // Too long for the token, say: as good as not authentic.
+                    Err(TokenError::BadCiphertext | TokenError::Rejected { .. }) => break,
+                    Err(error) => {
+                        away = Some(Error::from(error));
+                        break;
+                    }
+                };
+                match header.verify(DataKey::unwrapped(secret), &required) {
+                    Ok(opener) => return Ok((opener, parts.key_name.to_owned())),
+                    // It was authentic to the token, and is not the key: a
+                    // token that garbled it once is asked again before
+                    // anybody is accused.
+                    Err(message::Error::WrongKey) if !doubted => doubted = true,
+                    Err(message::Error::WrongKey) => break,
+                    Err(error) => return Err(message_error(&error)),
                 }
-            };
-            match header.verify(DataKey::unwrapped(secret), &required) {
-                Ok(opener) => return Ok((opener, parts.key_name.to_owned())),
-                Err(message::Error::WrongKey) => {}
-                Err(error) => return Err(message_error(&error)),
             }
         }
         if let Some(error) = away {

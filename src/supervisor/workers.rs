@@ -307,8 +307,8 @@ impl Workers {
                     let until = now + worker.lost.after(life);
                     worker.state = State::Waiting { until };
                     self.outbox.push(worker.down(
-                        "misconfigured",
-                        "the module offers no such token".into(),
+                        "recovering",
+                        "the module offers no such token at present".into(),
                         "is the HSM reachable? `strongroom doctor` shows what the module offers",
                     ));
                 }

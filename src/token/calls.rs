@@ -138,7 +138,7 @@ impl Inner {
         ))
     }
 
-    /// Makes one call, within `call_timeout`; a reply that says "failed" is
+    /// Makes one call, within `call_timeout` of a session; a reply that says "failed" is
     /// an error.
     pub(super) async fn call(
         &self,
@@ -146,7 +146,10 @@ impl Inner {
         request: &Request<'_>,
     ) -> Result<Frame, TokenError> {
         let link = Arc::clone(&lane.link);
-        let frame = match timeout(self.call_timeout, lane.call(request)).await {
+        // A call that another one goes before has that one's time as well: if
+        // it is that one which is stuck, its own deadline ends both.
+        let deadline = self.call_timeout * (1 + lane.ahead);
+        let frame = match timeout(deadline, lane.call(request)).await {
             Ok(Ok(Ok(frame))) => frame,
             Ok(Ok(Err(error))) => {
                 let detail = format!("the request does not fit the token: {error}");

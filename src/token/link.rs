@@ -1,14 +1,16 @@
 //! One worker's socket, seen from the server: many calls at once, matched to
-//! their replies by id, and never more than the worker has sessions.
+//! their replies by id, and never more than two for each of the worker's
+//! sessions: the one it works on, and the one that it takes next without
+//! waiting for a round trip to here.
 //!
 //! A call in excess waits here, where its caller can still give up or go to
-//! another worker; its deadline begins when a session takes it, so that a
-//! busy token is not mistaken for a stuck one.
+//! another worker; it has no deadline before it is sent, so that a busy token
+//! is not mistaken for a stuck one.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,28 +33,33 @@ pub(super) struct Link {
     pub(super) pid: u32,
     outgoing: mpsc::UnboundedSender<Frame>,
     pending: Arc<Pending>,
-    /// One permit a free session; none before the hello.
-    sessions: Arc<Semaphore>,
+    /// Two permits a session; none before the hello.
+    places: Arc<Semaphore>,
+    /// How many sessions the worker has.
+    sessions: AtomicUsize,
     next: AtomicU64,
     closed: watch::Receiver<bool>,
     tasks: [AbortHandle; 2],
 }
 
-/// A free session of a worker, for one call.
+/// A place for one call: a worker's session that is free, or that will be
+/// after the call it works on.
 pub(super) struct Lane {
     pub(super) link: Arc<Link>,
-    session: OwnedSemaphorePermit,
+    /// Calls that the session finishes first: none or one.
+    pub(super) ahead: u32,
+    place: OwnedSemaphorePermit,
 }
 
 /// Who waits for which reply; `None` once the link is closed.
 struct Pending(Mutex<Option<HashMap<u64, Call>>>);
 
-/// A call under way. Its session is busy until the reply comes, whether its
+/// A call under way. Its place is taken until the reply comes, whether its
 /// caller still waits or not.
 struct Call {
     to: oneshot::Sender<Frame>,
     since: Instant,
-    _session: Option<OwnedSemaphorePermit>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Link {
@@ -67,21 +74,22 @@ impl Link {
         let awaited = Call {
             to: hello_to,
             since: Instant::now(),
-            _session: None,
+            _place: None,
         };
         let calls = HashMap::from([(HELLO, awaited)]);
         let pending = Arc::new(Pending(Mutex::new(Some(calls))));
         let (outgoing, frames) = mpsc::unbounded_channel();
         let (closing, closed) = watch::channel(false);
-        let sessions = Arc::new(Semaphore::new(0));
-        let ends = (Arc::clone(&pending), Arc::clone(&sessions), closing);
+        let places = Arc::new(Semaphore::new(0));
+        let ends = (Arc::clone(&pending), Arc::clone(&places), closing);
         let reading = tokio::spawn(read(reader, ends));
         let writing = tokio::spawn(write(writer, frames));
         let link = Self {
             pid,
             outgoing,
             pending,
-            sessions,
+            places,
+            sessions: AtomicUsize::new(0),
             next: AtomicU64::new(HELLO + 1),
             closed,
             tasks: [reading.abort_handle(), writing.abort_handle()],
@@ -91,16 +99,20 @@ impl Link {
 
     /// The worker said hello with this many sessions: calls may begin.
     pub(super) fn admit(&self, sessions: usize) {
-        self.sessions
-            .add_permits(sessions.clamp(1, Semaphore::MAX_PERMITS));
+        let sessions = sessions.clamp(1, Semaphore::MAX_PERMITS / 2);
+        self.sessions.store(sessions, Ordering::Relaxed);
+        self.places.add_permits(2 * sessions);
     }
 
-    /// Waits for a free session.
+    /// Waits for a place.
     pub(super) async fn lane(self: &Arc<Self>) -> Result<Lane, Closed> {
-        let session = Arc::clone(&self.sessions).acquire_owned().await;
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = place.map_err(|_| Closed)?;
+        let free = self.places.available_permits();
         Ok(Lane {
             link: Arc::clone(self),
-            session: session.map_err(|_| Closed)?,
+            ahead: u32::from(free < self.sessions.load(Ordering::Relaxed)),
+            place,
         })
     }
 
@@ -127,7 +139,7 @@ impl Link {
         for task in &self.tasks {
             task.abort();
         }
-        self.sessions.close();
+        self.places.close();
         self.pending.close();
     }
 }
@@ -139,7 +151,7 @@ impl Lane {
     /// # Errors
     /// The inner error is a request too long for a frame.
     pub(super) async fn call(self, request: &impl Serialize) -> Result<io::Result<Frame>, Closed> {
-        let Self { link, session } = self;
+        let Self { link, place, .. } = self;
         let id = link.next.fetch_add(1, Ordering::Relaxed);
         let frame = match Frame::encode(id, request) {
             Ok(frame) => frame,
@@ -149,7 +161,7 @@ impl Lane {
         let call = Call {
             to,
             since: Instant::now(),
-            _session: Some(session),
+            _place: Some(place),
         };
         link.pending.lock().as_mut().ok_or(Closed)?.insert(id, call);
         link.outgoing.send(frame).map_err(|_| Closed)?;
@@ -177,7 +189,7 @@ impl Pending {
 /// What ends with the link: calls under way, calls in wait, whoever watches.
 type Ends = (Arc<Pending>, Arc<Semaphore>, watch::Sender<bool>);
 
-async fn read(mut socket: OwnedReadHalf, (pending, sessions, closing): Ends) {
+async fn read(mut socket: OwnedReadHalf, (pending, places, closing): Ends) {
     loop {
         match Frame::read_async(&mut socket).await {
             Ok(Some(frame)) => {
@@ -195,7 +207,7 @@ async fn read(mut socket: OwnedReadHalf, (pending, sessions, closing): Ends) {
         }
     }
     pending.close();
-    sessions.close();
+    places.close();
     closing.send_replace(true);
 }
 

@@ -21,7 +21,7 @@ use super::error::TokenError;
 use super::health::{Facts, Health, Verdict};
 use super::link::Link;
 use super::opening::open_key;
-use super::protocol::{Frame, KeySpec, Reply, TokenInfo};
+use super::protocol::{FailureKind, Frame, KeySpec, Reply, TokenInfo};
 use super::retry::Retry;
 use super::state::{Slot, State};
 
@@ -168,9 +168,8 @@ impl Manager {
             return;
         }
         let known = self.state.borrow().health;
-        let same = known == verdict.health
-            || (known, verdict.health) == (Health::Down, Health::Recovering);
-        if !(self.refused && same) {
+        let weaker = known == verdict.health || verdict.health == Health::Recovering;
+        if !(self.refused && weaker) {
             self.drop_link();
             self.publish_away(verdict);
         }
@@ -185,8 +184,9 @@ impl Manager {
         };
         self.link = Some(Arc::clone(&link));
         let (inner, generation) = (Arc::clone(&self.inner), self.generation);
+        let seen = self.state.borrow().info.is_some();
         self.start(async move {
-            let hello = await_hello(hello).await;
+            let hello = await_hello(hello, seen).await;
             if matches!(hello, Err(TokenError::Timeout)) {
                 inner.report_stuck(&link);
             }
@@ -337,7 +337,7 @@ impl Manager {
             return;
         }
         // Its caller may have left, and then nobody else notices.
-        if link.oldest() >= Some(self.inner.call_timeout + TICK) {
+        if link.oldest() >= Some(2 * self.inner.call_timeout + TICK) {
             self.inner.report_stuck(&link);
             return;
         }
@@ -493,13 +493,18 @@ impl Manager {
     }
 }
 
-async fn await_hello(hello: oneshot::Receiver<Frame>) -> Result<TokenInfo, TokenError> {
+/// Waits for a worker's first word. A token that is not there is one to be
+/// configured; unless it was `seen` before: then it is away.
+async fn await_hello(hello: oneshot::Receiver<Frame>, seen: bool) -> Result<TokenInfo, TokenError> {
     let frame = tokio::time::timeout(HELLO_PATIENCE, hello)
         .await
         .map_err(|_| TokenError::Timeout)?
         .map_err(|_| TokenError::away("the token's worker ended before it said hello"))?;
     match frame.decode() {
         Ok(Reply::Token(info)) => Ok(info),
+        Ok(Reply::Failed(failure)) if seen && failure.kind == FailureKind::Absent => {
+            Err(TokenError::away(failure.detail))
+        }
         Ok(Reply::Failed(failure)) => Err(failure.into()),
         _ => Err(TokenError::away(
             "the token's worker said something strange",

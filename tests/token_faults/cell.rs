@@ -153,6 +153,14 @@ impl Rig {
         self.works_again().unwrap();
     }
 
+    /// What was stored is read although this happens on the way.
+    pub(crate) fn reads_in_spite_of(&mut self, plan: &Plan) {
+        self.shim.plan(plan);
+        assert_eq!(self.get(), Ok(200), "{}", self.recent_log());
+        assert_eq!(self.shim.happened(0), 1);
+        self.shim.clear();
+    }
+
     /// Nothing is in S3 but what was acknowledged, and that opens.
     pub(crate) fn finish(self) -> Result<(), String> {
         let weed = Weed::shared();

@@ -138,6 +138,16 @@ fn a_token_that_wraps_with_another_key_is_noticed_by_the_next_probe() {
     rig.is_noticed(&plan);
 }
 
+/// A data key that a token garbles once on its way out does not make an
+/// intact object an altered one.
+#[test]
+fn a_data_key_garbled_once_is_asked_for_again() {
+    let mut rig = Rig::new();
+    rig.reads_in_spite_of(&Plan::default().once(C_Decrypt, Action::Corrupt));
+    rig.reads_in_spite_of(&Plan::default().once(C_Decrypt, Action::Return(0x005)));
+    rig.reads_in_spite_of(&Plan::default().once(C_Decrypt, Action::Return(0x040)));
+}
+
 impl Row {
     fn name(&self, fault: &Fault) -> String {
         format!("{:?} {} {}", self.stage, self.function.name(), fault.name)
