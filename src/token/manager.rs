@@ -7,9 +7,11 @@
 //! next when the last has ended, and whatever a former one still reports is
 //! dropped.
 
+mod keys;
+mod watching;
+
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,9 +20,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::calls::Inner;
 use super::error::TokenError;
-use super::health::{Facts, Health, Verdict};
+use super::health::{Health, Verdict};
 use super::link::Link;
-use super::opening::open_key;
 use super::protocol::{FailureKind, Frame, KeySpec, Reply, TokenInfo};
 use super::retry::Retry;
 use super::state::{Slot, State};
@@ -31,11 +32,6 @@ use super::state::{Slot, State};
 const HELLO_PATIENCE: Duration = Duration::from_secs(60);
 /// How often the state is looked at when nothing happens.
 const TICK: Duration = Duration::from_millis(250);
-/// How often an idle token is probed. A proof lasts 30 s, so one probe may
-/// fail.
-const PROBE_EVERY: Duration = Duration::from_secs(10);
-/// The same for a token that is suspect.
-const SUSPECT_PROBE: Duration = Duration::from_secs(1);
 /// A recovery that takes longer than this is told as "down".
 const DOWN_AFTER: Duration = Duration::from_secs(30);
 
@@ -232,187 +228,6 @@ impl Manager {
                 self.refused = verdict.is_none();
                 self.publish_away(verdict.unwrap_or(own));
             }
-        }
-    }
-
-    fn set_keys(&mut self, specs: Vec<KeySpec>) {
-        self.specs = specs;
-        self.publish_specs();
-        self.retry.reset();
-        if self.state.borrow().link.is_some() {
-            self.open_keys();
-        }
-    }
-
-    /// Publishes the configured keys; those that did not change and work keep
-    /// what they have.
-    fn publish_specs(&mut self) {
-        self.state.send_modify(|state| {
-            let keys = self.specs.iter().map(|spec| {
-                let former = state.keys.iter().find(|key| key.spec == *spec);
-                former
-                    .filter(|key| key.opened.is_some())
-                    .cloned()
-                    .unwrap_or_else(|| Slot::pending(spec.clone()))
-            });
-            state.keys = Arc::new(keys.collect());
-        });
-    }
-
-    /// Runs gate and canary for every key that has not passed on this link.
-    fn open_keys(&mut self) {
-        let state = self.state.borrow().clone();
-        let Some(link) = state.link else { return };
-        let (inner, generation) = (Arc::clone(&self.inner), self.generation);
-        self.start(async move {
-            let mut keys = Vec::with_capacity(state.keys.len());
-            for key in state.keys.iter() {
-                if key.opened.is_some() {
-                    keys.push(key.clone());
-                    continue;
-                }
-                let outcome = open_key(&inner, &link, &key.spec).await;
-                let problem = outcome.as_ref().err().cloned();
-                // Once, however often it is tried again.
-                if let Some(error) = problem
-                    .as_ref()
-                    .filter(|e| Some(*e) != key.problem.as_ref())
-                {
-                    tracing::error!(token = inner.name, hint = error.hint(), "{error}");
-                }
-                keys.push(Slot {
-                    spec: key.spec.clone(),
-                    problem,
-                    opened: outcome.ok(),
-                });
-            }
-            inner.tell(Command::Keys(generation, keys));
-        });
-    }
-
-    fn opened(&mut self, keys: Vec<Slot>) {
-        self.state.send_modify(|state| state.keys = Arc::new(keys));
-        self.retry.plan(&self.state.borrow().keys, Instant::now());
-        // Each key that opened is a proof of its own.
-        self.probe_failure = None;
-        self.assess();
-    }
-
-    /// A key that worked is refused now: it is not used before somebody has
-    /// looked at it, or it passes the gate again.
-    fn refuse(&mut self, id: u32, error: TokenError) {
-        let mut keys = Vec::clone(&self.state.borrow().keys);
-        let holds = |key: &&mut Slot| key.opened.as_ref().is_some_and(|opened| opened.id == id);
-        let Some(key) = keys.iter_mut().find(holds) else {
-            return;
-        };
-        tracing::error!(
-            token = self.inner.name,
-            key = key.spec.name,
-            hint = error.hint(),
-            "not used any longer: {error}"
-        );
-        key.opened = None;
-        key.problem = Some(error);
-        self.opened(keys);
-    }
-
-    fn tick(&mut self) {
-        let now = Instant::now();
-        let Some(link) = self.link.clone() else {
-            let State {
-                health,
-                detail,
-                hint,
-                ..
-            } = self.state.borrow().clone();
-            self.publish(Verdict {
-                health,
-                detail,
-                hint,
-            });
-            return;
-        };
-        if !self.greeted() {
-            return;
-        }
-        // Its caller may have left, and then nobody else notices.
-        if link.oldest() >= Some(2 * self.inner.call_timeout + TICK) {
-            self.inner.report_stuck(&link);
-            return;
-        }
-        // A task still at work means that keys are being opened.
-        let busy = self.task.as_ref().is_some_and(|task| !task.is_finished());
-        if !busy && self.retry.due(now) {
-            self.open_keys();
-        }
-        let health = self.state.borrow().health;
-        let every = match health {
-            Health::Suspect => SUSPECT_PROBE,
-            _ => PROBE_EVERY,
-        };
-        let quiet = self.inner.idle_for() >= every || health == Health::Suspect;
-        if health.serves() && quiet && now.duration_since(self.last_probe) >= every {
-            self.probe();
-        }
-        self.assess();
-    }
-
-    fn probe(&mut self) {
-        if self.probing {
-            return;
-        }
-        self.probing = true;
-        self.last_probe = Instant::now();
-        let (inner, generation) = (Arc::clone(&self.inner), self.generation);
-        tokio::spawn(async move {
-            let outcome = inner.probe().await;
-            inner.doubted.store(false, Ordering::Relaxed);
-            inner.tell(Command::Probed(generation, outcome));
-        });
-    }
-
-    fn probed(&mut self, outcome: Result<(), TokenError>) {
-        self.probing = false;
-        self.probe_failure = outcome.err().map(|error| error.to_string());
-        if let Some(why) = &self.probe_failure {
-            // Without verify_wraps, this is what an operator has to go by.
-            let seconds = self.inner.last_proof().map(|at| at.elapsed().as_secs());
-            tracing::error!(
-                token = self.inner.name,
-                last_proof_seconds_ago = seconds,
-                "the probe failed, objects written since the last proof should be read again: {why}"
-            );
-        }
-        self.assess();
-    }
-
-    /// Tells the health of a token with a worker, if it has changed.
-    fn assess(&mut self) {
-        if !self.greeted() {
-            return;
-        }
-        let State { keys, info, .. } = self.state.borrow().clone();
-        let sessions = info.map_or((0, 0), |info| (info.sessions, info.sessions_wanted));
-        let proof = self.inner.last_proof().map(|at| at.elapsed());
-        let facts = Facts {
-            keys: &keys,
-            sessions,
-            proof,
-            probe: self.probe_failure.as_deref(),
-        };
-        let verdict = facts.assess();
-        // Keys that are still on their way through the gate change nothing
-        // about what was said before.
-        let pending = keys
-            .iter()
-            .all(|key| key.opened.is_none() && key.problem.is_none());
-        if keys.is_empty() || !pending {
-            self.away_since = match verdict.health.serves() {
-                true => None,
-                false => self.away_since.or_else(|| Some(Instant::now())),
-            };
-            self.publish(verdict);
         }
     }
 
