@@ -40,6 +40,7 @@ pub use token::TokenKind;
 pub use toml_edit::{DocumentMut, value};
 pub use weed::{Store, Weed};
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// The repository's root.
@@ -57,6 +58,12 @@ pub fn lacking(what: &str) -> ! {
     panic!(
         "{what} is not installed here: run `make test`, which installs it (or tests/setup/install)"
     );
+}
+
+/// Tells a figure that a test reached, past the test runner, which shows
+/// nothing of a test that passes.
+pub fn tell(figure: &str) {
+    let _ = writeln!(std::io::stderr(), "figure: {figure}");
 }
 
 /// A temporary directory with a path short enough for a Unix socket in it.

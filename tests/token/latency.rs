@@ -57,9 +57,9 @@ async fn sixteen_sessions_of_five_milliseconds_make_2500_wraps_a_second() {
         let rate = f64::from(u32::try_from(asked).unwrap()) / began.elapsed().as_secs_f64();
         let after = calls();
         let (encrypts, decrypts) = (after.0 - before.0, after.1 - before.1);
-        println!(
+        crate::support::tell(&format!(
             "attempt {attempt}: {asked} wraps, {rate:.0} a second, {encrypts} C_Encrypt and {decrypts} C_Decrypt with a buffer"
-        );
+        ));
         // A probe, at most every ten seconds, makes one C_Encrypt of its own,
         // and C_Decrypts.
         let probes = encrypts - asked;

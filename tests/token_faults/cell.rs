@@ -146,7 +146,7 @@ impl Rig {
             (token.health != "ready").then_some(token)
         });
         let token = noticed.unwrap_or_else(|| panic!("{}", self.recent_log()));
-        println!("noticed: {} ({:?})", token.health, token.detail);
+        crate::support::tell(&format!("noticed: {} ({:?})", token.health, token.detail));
         assert_eq!(self.put(), Ok(503));
         self.shim.clear();
         self.agent.signal(Signal::HUP);

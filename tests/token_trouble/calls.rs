@@ -35,9 +35,9 @@ fn a_put_costs_one_token_call_and_so_does_a_get() {
     // A probe, at most every ten seconds, is one C_Encrypt and two C_Decrypt:
     // of what it wrapped, and of what the key is known to open.
     let [encrypts, decrypts, random, asked] = since(before);
-    println!(
+    crate::support::tell(&format!(
         "{puts} puts: {encrypts} C_Encrypt, {decrypts} C_Decrypt (of probes), {random} C_GenerateRandom"
-    );
+    ));
     assert_eq!(encrypts - decrypts / 2, puts);
     assert_eq!(asked, 0, "calls that only ask for a length");
     // 128 data keys a block of 4 KiB, which is fetched in four pieces.
@@ -48,6 +48,8 @@ fn a_put_costs_one_token_call_and_so_does_a_get() {
         assert_eq!(read(&agent, &bucket, &n.to_string()).status, 200);
     }
     let [probes, decrypts, ..] = since(before);
-    println!("{puts} gets: {decrypts} C_Decrypt, {probes} C_Encrypt (of probes)");
+    crate::support::tell(&format!(
+        "{puts} gets: {decrypts} C_Decrypt, {probes} C_Encrypt (of probes)"
+    ));
     assert_eq!(decrypts - 2 * probes, puts);
 }

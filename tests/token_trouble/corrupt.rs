@@ -58,11 +58,11 @@ fn a_corrupt_object_in_a_loop_never_restarts_the_worker_nor_disturbs_puts() {
     let refused: usize = puts.iter().map(|s| s.refused_puts).sum();
     let good: usize = puts.iter().map(|s| s.acknowledged.len()).sum();
     let decrypts = shim.buffered(C_Decrypt) - decrypts;
-    println!(
+    crate::support::tell(&format!(
         "{reads} reads of a corrupt object, all 422, {decrypts} C_Decrypt; beside them {good} puts \
          succeeded, {refused} did not; not ready {unready} times; worker {pid} before, {} after",
         worker(&agent)
-    );
+    ));
     assert!(wrong.is_empty() && refused == 0, "{refused} {wrong:?}");
     assert!(good > 20 && reads > 20 && unready == 0);
     assert!(decrypts >= reads, "they did not reach the token");

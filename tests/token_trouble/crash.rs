@@ -61,10 +61,10 @@ fn an_abort_inside_c_encrypt_takes_down_only_its_worker() {
     assert!(status == 503 && works.is_some(), "{status}, {works:?}");
     worker(&agent);
     let after = eventually(Duration::from_secs(20), pids).expect("two workers");
-    println!(
+    crate::support::tell(&format!(
         "abort() in C_Encrypt: 503 after {failed_after:.1?}, 201 again after {back_after:.1?}; \
          supervisor, server, worker, other token's worker: {before:?}, then {after:?}"
-    );
+    ));
     assert_eq!((before.0, before.1, before.3), (after.0, after.1, after.3));
     assert_ne!(before.2, after.2, "its worker lives");
 

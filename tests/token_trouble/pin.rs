@@ -70,11 +70,11 @@ fn rule_22_a_wrong_pin_costs_one_login_whatever_is_tried_and_restarted() {
     });
     let (refused, away) = (refused.into_inner(), away.into_inner());
     let logins = (shim.calls(C_Login), shim.rejected());
-    println!(
+    crate::support::tell(&format!(
         "{time:?}: {refused} puts got 503, {away} found no server; then {respawns:?}: \
          {} C_Login, {} refused",
         logins.0, logins.1
-    );
+    ));
     assert_eq!(logins, (1, 1));
     assert!(refused > 50);
 

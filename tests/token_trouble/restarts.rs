@@ -76,7 +76,7 @@ fn restarts_under_load_lose_nothing_and_every_failure_is_a_503() {
     let wrong: Vec<_> = seen.iter().flat_map(|s| &s.wrong).collect();
     let sum = |count: fn(&Seen) -> usize| seen.iter().map(count).sum::<usize>();
     let objects: Vec<_> = seen.iter().flat_map(|s| &s.acknowledged).collect();
-    println!(
+    crate::support::tell(&format!(
         "{} restarts in {took:.0?}: {kills} kills, {moves} moves of the directory ({noticed} noticed); \
          {} puts and {} gets succeeded, {} and {} were a 503, {} were wrong; longest answer {:.1?}",
         kills + moves,
@@ -86,7 +86,7 @@ fn restarts_under_load_lose_nothing_and_every_failure_is_a_503() {
         sum(|s| s.refused_gets),
         wrong.len(),
         seen.iter().map(|s| s.longest).max().unwrap(),
-    );
+    ));
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(objects.len() > restarts && sum(|s| s.read) > restarts);
 
@@ -104,11 +104,11 @@ fn restarts_under_load_lose_nothing_and_every_failure_is_a_503() {
     promised.sort();
     assert_eq!(there, promised, "S3 has other objects than acknowledged");
     assert!(weed.list_uploads(&bucket).is_empty());
-    println!(
+    crate::support::tell(&format!(
         "{} acknowledged objects, {} MiB, read back byte for byte; nothing else in S3",
         objects.len(),
         bytes >> 20
-    );
+    ));
 }
 
 struct StopAtEnd<'a>(&'a AtomicBool);
