@@ -91,6 +91,7 @@ impl Keyring {
                     self.stuck.clone(),
                 )
             });
+            handle.set_call_timeout(token.call_timeout.duration());
             handle.set_keys(KeySpec::of_token(config, &token.name));
             live.tokens.insert(token.name.clone(), handle);
         }
@@ -138,10 +139,16 @@ impl Keyring {
         let aad = header.keyring_aad(&required);
         let mut tried = 0;
         let mut away = None;
+        let mut gone = Vec::new();
         for edk in header.edks() {
             let Some(parts) = edk.raw_aes_parts() else {
                 continue;
             };
+            // A token that is away is waited for once, however often a header
+            // names its key.
+            if gone.contains(&parts.key_name) {
+                continue;
+            }
             let Some(holders) = self.openers(parts.key_name) else {
                 continue;
             };
@@ -154,6 +161,7 @@ impl Keyring {
                     Err(TokenError::BadCiphertext | TokenError::Rejected { .. }) => break,
                     Err(error) => {
                         away = Some(Error::from(error));
+                        gone.push(parts.key_name);
                         break;
                     }
                 };

@@ -251,7 +251,9 @@ impl Supervisor {
                 self.workers.server_started(now);
             }
         }
-        if self.server.runs() {
+        // Not before it serves: one that cannot start on this host would cost
+        // a login each time it tries.
+        if self.server.is_serving() {
             self.workers.start_due(now);
         }
         if self.reload.as_ref().is_some_and(|r| r.deadline <= now) {
@@ -290,7 +292,7 @@ impl Supervisor {
         let stopping = self.stopping.is_some();
         [
             self.manager.alive(now),
-            self.workers.next(self.server.runs() && !stopping),
+            self.workers.next(self.server.is_serving() && !stopping),
             self.server.next(stopping),
             self.server.mute_at(),
             self.reload.as_ref().map(|reload| reload.deadline),

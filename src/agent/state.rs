@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::api::{Error, ErrorKind, Status};
+use crate::api::{Error, ErrorKind, KeyInfo, Status};
 use crate::engine::Engine;
 
 use super::reply::Failures;
@@ -60,8 +60,14 @@ impl App {
                 return word;
             }
         }
-        // Every token is well, and no active key is usable.
-        "misconfigured"
+        // Every token is well, and no active key is usable; one may be on its
+        // way through the gate.
+        let keys = self.engine.keyring.keys();
+        let pending = |key: &KeyInfo| key.usage == "active" && !key.ready && key.problem.is_none();
+        match keys.iter().any(pending) {
+            true => "recovering",
+            false => "misconfigured",
+        }
     }
 
     /// Whether a new upload would be taken.

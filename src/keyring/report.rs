@@ -2,7 +2,7 @@
 
 use crate::api::{KeyInfo, TokenStatus};
 use crate::config::{Key, KeyUse};
-use crate::token::{PROOF_LASTS, Token};
+use crate::token::{Health, PROOF_LASTS, Token};
 
 use super::{Keyring, Live};
 
@@ -23,6 +23,7 @@ impl Keyring {
             token
                 .last_proof()
                 .is_some_and(|at| at.elapsed() < PROOF_LASTS)
+                && *token.health().borrow() != Health::Suspect
         };
         self.any_open(fresh)
     }

@@ -84,6 +84,11 @@ impl Server {
         self.child.is_some()
     }
 
+    /// Whether it runs and has said that it serves.
+    pub(super) fn is_serving(&self) -> bool {
+        self.runs() && self.heard.is_some()
+    }
+
     /// Whether we killed it, and not it itself ended.
     pub(super) fn killed(&self) -> bool {
         self.killed

@@ -160,7 +160,8 @@ impl Workers {
         for worker in &mut self.list {
             if matches!(worker.state, State::Running { .. }) {
                 let state = State::Waiting { until: now };
-                self.leaving.extend(worker.switch(state, now + LEAVE));
+                let patience = LEAVE.max(worker.token.call_timeout.duration());
+                self.leaving.extend(worker.switch(state, now + patience));
             }
         }
     }
@@ -178,8 +179,17 @@ impl Workers {
             let running = matches!(worker.state, State::Running { .. });
             if !(running && same(&worker.token, token)) {
                 worker.misconfigured.reset();
+                if running {
+                    // The server lets go of it, and it ends.
+                    self.outbox.push(worker.down(
+                        "recovering",
+                        "its configuration was changed".into(),
+                        "it comes back by itself",
+                    ));
+                }
                 let state = State::Waiting { until: now };
-                self.leaving.extend(worker.switch(state, now + RETIRE));
+                let patience = RETIRE.max(worker.token.call_timeout.duration());
+                self.leaving.extend(worker.switch(state, now + patience));
             }
             worker.token = token.clone();
             worker.reloaded = now;
@@ -232,6 +242,16 @@ impl Workers {
                     continue;
                 }
             };
+            // One that was told to go may still be logging in with this very
+            // PIN: its answer comes first. Its end wakes us.
+            let name = &worker.token.name;
+            if self
+                .leaving
+                .iter()
+                .any(|old| old.token == *name && old.attempt == attempt)
+            {
+                continue;
+            }
             if self.latches.holds(&worker.token.name, &attempt) {
                 worker.state = State::Latched;
                 self.outbox.push(worker.locked());

@@ -28,7 +28,7 @@ pub(super) struct Inner {
     pub(super) name: String,
     pub(super) canaries: Arc<dyn CanaryStore>,
     pub(super) counts: Arc<WrapCounts>,
-    pub(super) call_timeout: Duration,
+    pub(super) call_timeout: CallTimeout,
     pub(super) state: watch::Receiver<State>,
     pub(super) health: watch::Receiver<Health>,
     pub(super) commands: mpsc::WeakUnboundedSender<Command>,
@@ -40,6 +40,26 @@ pub(super) struct Inner {
     pub(super) unwrapped: Proof,
     /// A call failed for no reason of its own since the last probe.
     pub(super) doubted: AtomicBool,
+}
+
+/// `call_timeout`, which a reload may change: in milliseconds.
+pub(super) struct CallTimeout(AtomicU64);
+
+impl CallTimeout {
+    pub(super) fn new(value: Duration) -> Self {
+        let this = Self(AtomicU64::new(0));
+        this.set(value);
+        this
+    }
+
+    pub(super) fn set(&self, value: Duration) {
+        let millis = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
+        self.0.store(millis, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// When something last succeeded: milliseconds after the epoch, plus one;
@@ -67,7 +87,7 @@ impl Inner {
 
     /// A free session on this very worker.
     pub(super) async fn lane_on(&self, link: &Arc<Link>) -> Result<Lane, TokenError> {
-        match timeout(self.call_timeout, link.lane()).await {
+        match timeout(self.call_timeout.get(), link.lane()).await {
             Ok(Ok(lane)) => Ok(lane),
             Ok(Err(Closed)) => Err(self.ended()),
             Err(_) => Err(self.busy()),
@@ -81,7 +101,7 @@ impl Inner {
         &self,
         mut look: impl FnMut(&State) -> Option<Result<(Arc<Link>, T), TokenError>>,
     ) -> Result<(Lane, T), TokenError> {
-        let deadline = Instant::now() + self.call_timeout;
+        let deadline = Instant::now() + self.call_timeout.get();
         loop {
             let (link, found) = self.wait_for(deadline, &mut look).await?;
             match timeout_at(deadline.into(), link.lane()).await {
@@ -127,7 +147,8 @@ impl Inner {
     pub(super) fn busy(&self) -> TokenError {
         TokenError::away(format!(
             "token {} is busy: none of its sessions was free within {:?}",
-            self.name, self.call_timeout
+            self.name,
+            self.call_timeout.get()
         ))
     }
 
@@ -148,7 +169,7 @@ impl Inner {
         let link = Arc::clone(&lane.link);
         // A call that another one goes before has that one's time as well: if
         // it is that one which is stuck, its own deadline ends both.
-        let deadline = self.call_timeout * (1 + lane.ahead);
+        let deadline = self.call_timeout.get() * (1 + lane.ahead);
         let frame = match timeout(deadline, lane.call(request)).await {
             Ok(Ok(Ok(frame))) => frame,
             Ok(Ok(Err(error))) => {
@@ -184,7 +205,7 @@ impl Inner {
             }
             // Once is enough until somebody has looked.
             Err(TokenError::Away { detail }) if !self.doubted.swap(true, Ordering::Relaxed) => {
-                self.tell(Command::Doubt(pid, detail.clone()));
+                self.tell(Command::Doubt(pid, key, detail.clone()));
             }
             _ => {}
         }
@@ -193,7 +214,7 @@ impl Inner {
 
     /// Counts what a request may cost, before it is sent.
     pub(super) async fn charge(&self, key: &str, purpose: Purpose) -> Result<Charge, TokenError> {
-        timeout(self.call_timeout, self.counts.charge(key, purpose))
+        timeout(self.call_timeout.get(), self.counts.charge(key, purpose))
             .await
             .unwrap_or_else(|_| {
                 let detail = format!("key {key}: its wraps could not be counted in time");
@@ -249,12 +270,16 @@ impl Inner {
         Secret32::from_slice(data_key).ok_or_else(strange)
     }
 
-    /// A wrap and an unwrap with a working key.
-    pub(super) async fn probe(&self) -> Result<(), TokenError> {
+    /// A wrap and an unwrap with this key, or with any that works.
+    pub(super) async fn probe(&self, name: Option<&str>) -> Result<(), TokenError> {
         let wraps = |key: &&Slot| !self.counts.is_exhausted(&key.spec.name);
         let route = |state: &State| {
             let mut open = state.keys.iter().filter(|key| key.opened.is_some());
-            let ready = open.clone().find(wraps).or_else(|| open.next());
+            let named = state
+                .keys
+                .iter()
+                .find(|key| Some(key.spec.name.as_str()) == name);
+            let ready = named.or_else(|| open.clone().find(wraps).or_else(|| open.next()));
             let spec = ready.or(state.keys.first())?.spec.clone();
             let found = state.route(&spec.name)?;
             Some(found.map(|(link, key)| (link, (key, spec))))
@@ -311,11 +336,6 @@ impl Inner {
         Some(at(&self.wrapped)?.min(at(&self.unwrapped)?))
     }
 
-    /// How long nothing has proved that the token lives.
-    pub(super) fn idle_for(&self) -> Duration {
-        self.last_proof().map_or(Duration::MAX, |at| at.elapsed())
-    }
-
     /// Has the worker replaced: the manager drops its link, the supervisor
     /// kills it.
     pub(super) fn report_stuck(&self, link: &Link) {
@@ -328,7 +348,7 @@ impl Inner {
         let _ = self.stuck.try_send(Stuck {
             token: self.name.clone(),
             pid,
-            reason: format!("no answer within {:?}", self.call_timeout),
+            reason: format!("no answer within {:?}", self.call_timeout.get()),
         });
     }
 

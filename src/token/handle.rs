@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::api;
 use crate::secret::Secret32;
 
-use super::calls::{Inner, Proof, strange};
+use super::calls::{CallTimeout, Inner, Proof, strange};
 use super::canary::CanaryStore;
 use super::error::TokenError;
 use super::health::Health;
@@ -76,7 +76,7 @@ impl Token {
             name: name.into(),
             canaries,
             counts,
-            call_timeout,
+            call_timeout: CallTimeout::new(call_timeout),
             state: watching.clone(),
             health: healthy,
             commands: commands.downgrade(),
@@ -99,6 +99,11 @@ impl Token {
     /// go through gate and canary.
     pub fn set_keys(&self, keys: Vec<KeySpec>) {
         self.tell(Command::SetKeys(keys));
+    }
+
+    /// Sets the deadline of calls that begin from now on.
+    pub fn set_call_timeout(&self, call_timeout: Duration) {
+        self.inner.call_timeout.set(call_timeout);
     }
 
     /// Takes a new worker in place of the former one, whose pending requests
@@ -184,7 +189,7 @@ impl Token {
                 }
             }
         };
-        let patience = self.inner.call_timeout;
+        let patience = self.inner.call_timeout.get();
         timeout(patience, wait)
             .await
             .unwrap_or_else(|_| Err(self.inner.away()))
@@ -209,7 +214,7 @@ impl Token {
         });
         // A cluster needs a moment before a new key exists on all its HSMs
         // (CloudHSM: on two) and can be used.
-        let deadline = Instant::now() + self.inner.call_timeout;
+        let deadline = Instant::now() + self.inner.call_timeout.get();
         loop {
             let lane = self.inner.lane().await?;
             match self.inner.call(lane, &open).await {
@@ -233,7 +238,7 @@ impl Token {
     /// # Errors
     /// See [`TokenError`].
     pub async fn probe(&self) -> Result<(), TokenError> {
-        self.inner.probe().await
+        self.inner.probe(None).await
     }
 
     /// When both a wrap and an unwrap had last succeeded.

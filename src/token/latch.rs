@@ -49,12 +49,16 @@ impl Attempt {
     }
 }
 
+/// Refused attempts that are remembered for a token: more than the workers
+/// that can be on their way out at once.
+const REMEMBERED: usize = 16;
+
 /// The latches of all tokens, one small file each in the state directory.
 #[derive(Debug)]
 pub struct Latches {
     dir: PathBuf,
     /// What this process saw refused, should the directory be full.
-    seen: HashMap<String, Attempt>,
+    seen: HashMap<String, Vec<Attempt>>,
 }
 
 impl Latches {
@@ -77,12 +81,13 @@ impl Latches {
     /// than lock the token.
     #[must_use]
     pub fn holds(&self, token: &str, attempt: &Attempt) -> bool {
-        if self.seen.get(token) == Some(attempt) {
+        let seen = self.seen.get(token);
+        if seen.is_some_and(|seen| seen.contains(attempt)) {
             return true;
         }
         let path = self.path(token);
         let refused = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice::<Attempt>(&text).map_err(io::Error::from),
+            Ok(text) => serde_json::from_slice::<Vec<Attempt>>(&text).map_err(io::Error::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
             Err(error) => Err(error),
         };
@@ -91,7 +96,7 @@ impl Latches {
                 tracing::error!(path = %path.display(), %error, "cannot read a PIN latch; remove it by hand");
                 true
             },
-            |refused| refused == *attempt,
+            |refused| refused.contains(attempt),
         )
     }
 
@@ -100,8 +105,19 @@ impl Latches {
     /// # Errors
     /// The state directory cannot be written.
     pub fn set(&mut self, token: &str, attempt: &Attempt) -> io::Result<()> {
-        self.seen.insert(token.to_owned(), attempt.clone());
         let path = self.path(token);
+        // Workers may end in another order than they began: what an earlier
+        // one tried must not make a later one's attempt forgotten.
+        let known = std::fs::read(&path).unwrap_or_default();
+        let mut refused: Vec<Attempt> = serde_json::from_slice(&known).unwrap_or_default();
+        let seen = self.seen.entry(token.to_owned()).or_default();
+        refused.extend(seen.iter().cloned());
+        refused.retain(|other| other != attempt);
+        refused.push(attempt.clone());
+        refused.dedup();
+        let oldest = refused.len().saturating_sub(REMEMBERED);
+        refused.drain(..oldest);
+        seen.clone_from(&refused);
         let new = path.with_file_name(format!(".pin-latch-{token}.new"));
         // The server may write here too: a link it left must not lead us on.
         if let Err(error) = std::fs::remove_file(&new)
@@ -119,7 +135,7 @@ impl Latches {
         if file.metadata()?.uid() != dir.uid() {
             std::os::unix::fs::fchown(&file, Some(dir.uid()), Some(dir.gid()))?;
         }
-        file.write_all(&serde_json::to_vec(attempt)?)?;
+        file.write_all(&serde_json::to_vec(&refused)?)?;
         file.sync_all()?;
         std::fs::rename(&new, &path)?;
         std::fs::File::open(&self.dir)?.sync_all()
@@ -181,7 +197,14 @@ mod tests {
         other.serial = Some("1".into());
         assert!(!latches.holds("t", &Attempt::now(&other).unwrap()));
         std::fs::write(&pin, "4711-correct!").unwrap();
-        assert!(!latches.holds("t", &Attempt::now(&token).unwrap()));
+        let later = Attempt::now(&token).unwrap();
+        assert!(!latches.holds("t", &later));
+        // The later one is refused first, the earlier one after it.
+        let mut latches = latches;
+        latches.set("t", &later).unwrap();
+        latches.set("t", &attempt).unwrap();
+        let latches = Latches::new(dir.path());
+        assert!(latches.holds("t", &later) && latches.holds("t", &attempt));
         std::fs::write(latches.path("t"), "garbage").unwrap();
         assert!(latches.holds("t", &attempt), "fails closed");
     }

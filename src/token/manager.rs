@@ -10,8 +10,10 @@
 mod keys;
 mod watching;
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,10 +28,11 @@ use super::protocol::{FailureKind, Frame, KeySpec, Reply, TokenInfo};
 use super::retry::Retry;
 use super::state::{Slot, State};
 
-/// How long a new worker may take to load the module, log in and say hello.
-/// It has deadlines of its own for each call into the module; this is for one
-/// that does not even keep those.
-const HELLO_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a new worker may take to load the module, log in, open its
+/// sessions and say hello, in `call_timeout`s, and at least. It has a deadline
+/// of its own for each call into the module; this is for one that does not
+/// even keep those, a stopped process say.
+const HELLO_PATIENCE: (u32, Duration) = (30, Duration::from_secs(60));
 /// How often the state is looked at when nothing happens.
 const TICK: Duration = Duration::from_millis(250);
 /// A recovery that takes longer than this is told as "down".
@@ -42,13 +45,15 @@ pub(super) enum Command {
     Down(Health, String, Option<String>),
     /// A call on this worker passed its deadline.
     Stuck(u32),
-    /// A call on this worker failed for no reason of its own.
-    Doubt(u32, String),
+    /// A call with this worker's key failed for no reason of its own.
+    Doubt(u32, u32, String),
     /// This worker's key was refused for a reason that somebody must mend.
     Refused(u32, u32, TokenError),
     Hello(u64, Result<TokenInfo, TokenError>),
+    /// How an attempt to open keys ended.
     Keys(u64, Vec<Slot>),
-    Probed(u64, Result<(), TokenError>),
+    /// How a probe of this key ended.
+    Probed(u64, Option<String>, Result<(), TokenError>),
 }
 
 pub(super) struct Manager {
@@ -68,9 +73,14 @@ pub(super) struct Manager {
     away_since: Option<Instant>,
     /// When keys that did not open are tried again.
     retry: Retry,
+    /// Counts attempts to open keys; what a former one reports is dropped.
+    opening: u64,
     probing: bool,
     last_probe: Instant,
-    probe_failure: Option<String>,
+    /// Keys whose last probe failed, and why.
+    probe_failures: BTreeMap<String, String>,
+    /// Which key is next.
+    probe_turn: usize,
 }
 
 impl Manager {
@@ -87,9 +97,11 @@ impl Manager {
             verdict: None,
             away_since: Some(now),
             retry: Retry::new(),
+            opening: 0,
             probing: false,
             last_probe: now,
-            probe_failure: None,
+            probe_failures: BTreeMap::new(),
+            probe_turn: 0,
         }
     }
 
@@ -132,17 +144,18 @@ impl Manager {
                 // that is stuck in the module is killed by the supervisor.
                 self.lost("the token did not answer in time; its worker is being replaced");
             }
-            Command::Doubt(pid, detail) if self.is_current(pid) => {
+            Command::Doubt(pid, key, detail) if self.is_current(pid) => {
                 tracing::warn!(token = self.inner.name, "{detail}");
-                self.probe();
+                let name = self.key_name(key);
+                self.probe(name);
             }
             Command::Refused(pid, key, error) if self.is_current(pid) => self.refuse(key, error),
             Command::Hello(generation, hello) if generation == self.generation => {
                 self.hello(hello);
             }
-            Command::Keys(generation, keys) if generation == self.generation => self.opened(keys),
-            Command::Probed(generation, outcome) if generation == self.generation => {
-                self.probed(outcome);
+            Command::Keys(opening, keys) if opening == self.opening => self.opened(keys),
+            Command::Probed(generation, key, outcome) if generation == self.generation => {
+                self.probed(key, outcome);
             }
             Command::Stuck(_)
             | Command::Doubt(..)
@@ -172,8 +185,13 @@ impl Manager {
     }
 
     fn attach(&mut self, stream: UnixStream, pid: u32) {
+        let replaced = self.link.is_some();
         self.drop_link();
         self.refused = false;
+        if replaced {
+            let detail = "its worker is being replaced";
+            self.publish_away(Verdict::new(Health::Recovering, detail));
+        }
         let (link, hello) = match Link::new(stream, pid) {
             Ok(new) => new,
             Err(error) => return self.lost(&format!("the worker's socket is unusable: {error}")),
@@ -181,8 +199,10 @@ impl Manager {
         self.link = Some(Arc::clone(&link));
         let (inner, generation) = (Arc::clone(&self.inner), self.generation);
         let seen = self.state.borrow().info.is_some();
+        let (calls, least) = HELLO_PATIENCE;
+        let patience = least.max(calls * self.inner.call_timeout.get());
         self.start(async move {
-            let hello = await_hello(hello, seen).await;
+            let hello = await_hello(hello, seen, patience).await;
             if matches!(hello, Err(TokenError::Timeout)) {
                 inner.report_stuck(&link);
             }
@@ -216,6 +236,7 @@ impl Manager {
                     link.admit(sessions);
                 }
                 self.retry.reset();
+                self.last_probe = Instant::now();
                 self.open_keys();
             }
             Err(error) => {
@@ -251,9 +272,11 @@ impl Manager {
     /// Ends the current link and everything that runs on it.
     fn drop_link(&mut self) {
         self.generation += 1;
+        self.opening += 1;
         self.verdict = None;
         self.probing = false;
-        self.probe_failure = None;
+        self.probe_failures.clear();
+        self.inner.doubted.store(false, Ordering::Relaxed);
         if let Some(task) = self.task.take() {
             task.abort();
         }
@@ -310,8 +333,12 @@ impl Manager {
 
 /// Waits for a worker's first word. A token that is not there is one to be
 /// configured; unless it was `seen` before: then it is away.
-async fn await_hello(hello: oneshot::Receiver<Frame>, seen: bool) -> Result<TokenInfo, TokenError> {
-    let frame = tokio::time::timeout(HELLO_PATIENCE, hello)
+async fn await_hello(
+    hello: oneshot::Receiver<Frame>,
+    seen: bool,
+    patience: Duration,
+) -> Result<TokenInfo, TokenError> {
+    let frame = tokio::time::timeout(patience, hello)
         .await
         .map_err(|_| TokenError::Timeout)?
         .map_err(|_| TokenError::away("the token's worker ended before it said hello"))?;

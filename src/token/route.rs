@@ -124,7 +124,10 @@ type Choice = (Token, Arc<Link>, u32);
 impl<'a> Route<'a> {
     fn of(holders: &'a Holders) -> Self {
         let left = holders.tokens.clone();
-        let wait = left.iter().map(|token| token.inner.call_timeout).max();
+        let wait = left
+            .iter()
+            .map(|token| token.inner.call_timeout.get())
+            .max();
         Self {
             key: &holders.key,
             left,
@@ -137,7 +140,7 @@ impl<'a> Route<'a> {
     async fn next(&mut self) -> Result<(Token, Lane, u32), TokenError> {
         loop {
             let (token, link, id) = self.choose().await?;
-            match timeout(token.inner.call_timeout, link.lane()).await {
+            match timeout(token.inner.call_timeout.get(), link.lane()).await {
                 Ok(Ok(lane)) => return Ok((token, lane, id)),
                 // Nothing was sent; another one may be open.
                 Ok(Err(Closed)) => {}

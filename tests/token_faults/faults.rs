@@ -3,6 +3,7 @@
 
 use crate::cell::Stage;
 use crate::support::shim::*;
+use crate::support::token::TokenKind;
 
 /// What a fault calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,35 +32,56 @@ pub(crate) struct Fault {
     pub(crate) once: bool,
 }
 
-const CODES: [(u64, &str, Calls); 24] = [
-    (0x006, "FUNCTION_FAILED", Calls::Waiting),
-    (0x031, "DEVICE_MEMORY", Calls::Waiting),
-    (0x002, "HOST_MEMORY", Calls::Waiting),
-    (0x0B1, "SESSION_COUNT", Calls::Waiting),
-    (0x090, "OPERATION_ACTIVE", Calls::Waiting),
-    (0x0B3, "SESSION_HANDLE_INVALID", Calls::Waiting),
-    (0x0B0, "SESSION_CLOSED", Calls::Waiting),
-    (0x101, "USER_NOT_LOGGED_IN", Calls::Waiting),
-    (0x060, "KEY_HANDLE_INVALID", Calls::Waiting),
-    (0x082, "OBJECT_HANDLE_INVALID", Calls::Waiting),
-    (0x030, "DEVICE_ERROR", Calls::Waiting),
-    (0x032, "DEVICE_REMOVED", Calls::Waiting),
-    (0x0E0, "TOKEN_NOT_PRESENT", Calls::Waiting),
-    (0x005, "GENERAL_ERROR", Calls::Waiting),
-    (0x190, "CRYPTOKI_NOT_INITIALIZED", Calls::Waiting),
-    (0x8000_0042, "a vendor's own", Calls::Waiting),
-    (0x040, "ENCRYPTED_DATA_INVALID", Calls::Waiting),
-    (0x020, "DATA_INVALID", Calls::Waiting),
-    (0x070, "MECHANISM_INVALID", Calls::Mending),
-    (0x068, "KEY_FUNCTION_NOT_PERMITTED", Calls::Mending),
-    (0x0D1, "TEMPLATE_INCONSISTENT", Calls::Mending),
-    (0x003, "SLOT_ID_INVALID", Calls::Mending),
-    (0x0A0, "PIN_INCORRECT", Calls::Pin),
-    (0x0A4, "PIN_LOCKED", Calls::Pin),
+/// Where a code is tried.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum For {
+    /// Everywhere, on every token: one or two of each class.
+    Class,
+    /// While a worker starts, too.
+    Start,
+    /// At work alone.
+    Work,
+}
+
+const CODES: [(u64, &str, Calls, For); 24] = [
+    (0x006, "FUNCTION_FAILED", Calls::Waiting, For::Class),
+    (0x031, "DEVICE_MEMORY", Calls::Waiting, For::Start),
+    (0x002, "HOST_MEMORY", Calls::Waiting, For::Work),
+    (0x0B1, "SESSION_COUNT", Calls::Waiting, For::Start),
+    (0x090, "OPERATION_ACTIVE", Calls::Waiting, For::Work),
+    (0x0B3, "SESSION_HANDLE_INVALID", Calls::Waiting, For::Class),
+    (0x0B0, "SESSION_CLOSED", Calls::Waiting, For::Work),
+    (0x101, "USER_NOT_LOGGED_IN", Calls::Waiting, For::Class),
+    (0x060, "KEY_HANDLE_INVALID", Calls::Waiting, For::Work),
+    (0x082, "OBJECT_HANDLE_INVALID", Calls::Waiting, For::Start),
+    (0x030, "DEVICE_ERROR", Calls::Waiting, For::Class),
+    (0x032, "DEVICE_REMOVED", Calls::Waiting, For::Work),
+    (0x0E0, "TOKEN_NOT_PRESENT", Calls::Waiting, For::Start),
+    (0x005, "GENERAL_ERROR", Calls::Waiting, For::Class),
+    (
+        0x190,
+        "CRYPTOKI_NOT_INITIALIZED",
+        Calls::Waiting,
+        For::Start,
+    ),
+    (0x8000_0042, "a vendor's own", Calls::Waiting, For::Start),
+    (0x040, "ENCRYPTED_DATA_INVALID", Calls::Waiting, For::Class),
+    (0x020, "DATA_INVALID", Calls::Waiting, For::Work),
+    (0x070, "MECHANISM_INVALID", Calls::Mending, For::Class),
+    (
+        0x068,
+        "KEY_FUNCTION_NOT_PERMITTED",
+        Calls::Mending,
+        For::Work,
+    ),
+    (0x0D1, "TEMPLATE_INCONSISTENT", Calls::Mending, For::Start),
+    (0x003, "SLOT_ID_INVALID", Calls::Mending, For::Work),
+    (0x0A0, "PIN_INCORRECT", Calls::Pin, For::Class),
+    (0x0A4, "PIN_LOCKED", Calls::Pin, For::Start),
 ];
 
-/// The faults of a function at a stage.
-pub(crate) fn faults(function: Function, stage: Stage) -> Vec<Fault> {
+/// The faults of a stage.
+pub(crate) fn faults(stage: Stage) -> Vec<Fault> {
     let fault = |name: &str, action: Action, calls| Fault {
         name: name.to_owned(),
         action,
@@ -67,9 +89,15 @@ pub(crate) fn faults(function: Function, stage: Stage) -> Vec<Fault> {
         silent: false,
         once: false,
     };
+    let tried = match (TokenKind::chosen(), stage) {
+        (TokenKind::Kryoptic, _) => For::Class,
+        (TokenKind::SoftHsm, Stage::Start) => For::Start,
+        (TokenKind::SoftHsm, Stage::Work) => For::Work,
+    };
     let mut all: Vec<_> = CODES
         .iter()
-        .map(|(code, name, calls)| fault(name, Action::Return(*code), *calls))
+        .filter(|(.., place)| *place <= tried)
+        .map(|(code, name, calls, _)| fault(name, Action::Return(*code), *calls))
         .collect();
     all.extend([
         fault("hang", Action::Hang, Calls::Waiting),
@@ -107,6 +135,5 @@ pub(crate) fn faults(function: Function, stage: Stage) -> Vec<Fault> {
             .collect();
         all.extend(passing);
     }
-    let _ = function;
     all
 }

@@ -57,7 +57,7 @@ const AT_WORK: [Function; 5] = [
 ];
 
 /// Agents at a time. They wait more than they work.
-const PARALLEL: usize = 8;
+const PARALLEL: usize = 12;
 
 /// One agent's share: a function at one stage, or a part of its faults.
 struct Row {
@@ -71,7 +71,7 @@ fn whatever_a_token_does_nothing_is_lost_and_it_comes_back() {
     let rows: Vec<Row> = (AT_START.iter().map(|f| (Stage::Start, *f)))
         .chain(AT_WORK.iter().map(|f| (Stage::Work, *f)))
         .flat_map(|(stage, function)| {
-            let all = faults(function, stage);
+            let all = faults(stage);
             // Two agents a function, so that the longest row is shorter.
             let half = all.len().div_ceil(2);
             let parts: Vec<_> = all.chunks(half).map(<[Fault]>::to_vec).collect();

@@ -14,6 +14,7 @@ use super::{Command, Manager};
 impl Manager {
     pub(super) fn set_keys(&mut self, specs: Vec<KeySpec>) {
         self.specs = specs;
+        self.opening += 1;
         self.publish_specs();
         self.retry.reset();
         if self.state.borrow().link.is_some() {
@@ -40,7 +41,8 @@ impl Manager {
     pub(super) fn open_keys(&mut self) {
         let state = self.state.borrow().clone();
         let Some(link) = state.link else { return };
-        let (inner, generation) = (Arc::clone(&self.inner), self.generation);
+        self.opening += 1;
+        let (inner, opening) = (Arc::clone(&self.inner), self.opening);
         self.start(async move {
             let mut keys = Vec::with_capacity(state.keys.len());
             for key in state.keys.iter() {
@@ -63,16 +65,34 @@ impl Manager {
                     opened: outcome.ok(),
                 });
             }
-            inner.tell(Command::Keys(generation, keys));
+            inner.tell(Command::Keys(opening, keys));
         });
     }
 
     pub(super) fn opened(&mut self, keys: Vec<Slot>) {
+        let former = Arc::clone(&self.state.borrow().keys);
+        // Having opened is a proof of its own; being no longer asked for is
+        // none, but ends the matter.
+        self.probe_failures.retain(|name, _| {
+            let open = |keys: &[Slot]| {
+                keys.iter()
+                    .any(|key| key.spec.name == *name && key.opened.is_some())
+            };
+            open(&former) && open(&keys)
+        });
         self.state.send_modify(|state| state.keys = Arc::new(keys));
         self.retry.plan(&self.state.borrow().keys, Instant::now());
-        // Each key that opened is a proof of its own.
-        self.probe_failure = None;
         self.assess();
+    }
+
+    /// The name of the key with this id on the current link.
+    pub(super) fn key_name(&self, id: u32) -> Option<String> {
+        let state = self.state.borrow();
+        let key = state
+            .keys
+            .iter()
+            .find(|key| key.opened.as_ref().is_some_and(|opened| opened.id == id))?;
+        Some(key.spec.name.clone())
     }
 
     /// A key that worked is refused now: it is not used before somebody has
@@ -91,6 +111,11 @@ impl Manager {
         );
         key.opened = None;
         key.problem = Some(error);
+        // An attempt under way began with this key in service.
+        self.opening += 1;
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
         self.opened(keys);
     }
 }

@@ -11,8 +11,10 @@ use crate::token::state::State;
 
 use super::{Command, Manager, TICK};
 
-/// How often an idle token is probed. A proof lasts 30 s, so one probe may
-/// fail.
+/// How often one of a token's keys is probed, in turn, whatever the traffic:
+/// a put shows that something was encrypted, and a get that something opens,
+/// but only a wrap that is opened shows that what is stored now will be read.
+/// A proof lasts 30 s, so one probe may fail.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 /// The same for a token that is suspect.
 const SUSPECT_PROBE: Duration = Duration::from_secs(1);
@@ -38,7 +40,7 @@ impl Manager {
             return;
         }
         // Its caller may have left, and then nobody else notices.
-        if link.oldest() >= Some(2 * self.inner.call_timeout + TICK) {
+        if link.oldest() >= Some(2 * self.inner.call_timeout.get() + TICK) {
             self.inner.report_stuck(&link);
             return;
         }
@@ -52,38 +54,54 @@ impl Manager {
             Health::Suspect => SUSPECT_PROBE,
             _ => PROBE_EVERY,
         };
-        let quiet = self.inner.idle_for() >= every || health == Health::Suspect;
-        if health.serves() && quiet && now.duration_since(self.last_probe) >= every {
-            self.probe();
+        if health.serves() && now.duration_since(self.last_probe) >= every {
+            self.probe(None);
         }
         self.assess();
     }
 
-    pub(super) fn probe(&mut self) {
+    /// Probes a key: this one, one whose last probe failed, or the next.
+    pub(super) fn probe(&mut self, name: Option<String>) {
         if self.probing {
             return;
         }
         self.probing = true;
         self.last_probe = Instant::now();
+        let name = name
+            .or_else(|| self.probe_failures.keys().next().cloned())
+            .or_else(|| self.next_key());
         let (inner, generation) = (Arc::clone(&self.inner), self.generation);
         tokio::spawn(async move {
-            let outcome = inner.probe().await;
+            let outcome = inner.probe(name.as_deref()).await;
             inner.doubted.store(false, Ordering::Relaxed);
-            inner.tell(Command::Probed(generation, outcome));
+            inner.tell(Command::Probed(generation, name, outcome));
         });
     }
 
-    pub(super) fn probed(&mut self, outcome: Result<(), TokenError>) {
+    /// The open keys in turn.
+    fn next_key(&mut self) -> Option<String> {
+        let state = self.state.borrow();
+        let open: Vec<_> = state
+            .keys
+            .iter()
+            .filter(|key| key.opened.is_some())
+            .collect();
+        self.probe_turn = self.probe_turn.wrapping_add(1);
+        let key = open.get(self.probe_turn.checked_rem(open.len())?)?;
+        Some(key.spec.name.clone())
+    }
+
+    pub(super) fn probed(&mut self, key: Option<String>, outcome: Result<(), TokenError>) {
         self.probing = false;
-        self.probe_failure = outcome.err().map(|error| error.to_string());
-        if let Some(why) = &self.probe_failure {
-            // Without verify_wraps, this is what an operator has to go by.
-            let seconds = self.inner.last_proof().map(|at| at.elapsed().as_secs());
-            tracing::error!(
-                token = self.inner.name,
-                last_proof_seconds_ago = seconds,
-                "the probe failed, objects written since the last proof should be read again: {why}"
-            );
+        let key = key.unwrap_or_default();
+        match outcome {
+            Ok(()) => {
+                self.probe_failures.remove(&key);
+            }
+            Err(error) => {
+                tracing::warn!(token = self.inner.name, key, "the probe failed: {error}");
+                self.probe_failures.insert(key, error.to_string());
+            }
         }
         self.assess();
     }
@@ -100,7 +118,7 @@ impl Manager {
             keys: &keys,
             sessions,
             proof,
-            probe: self.probe_failure.as_deref(),
+            probe: self.probe_failures.values().next().map(String::as_str),
         };
         let verdict = facts.assess();
         // Keys that are still on their way through the gate change nothing

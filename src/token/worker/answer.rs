@@ -263,7 +263,9 @@ impl Thread {
             Ok(true) => Ok(()),
             Ok(false) => Err(Failure::new(
                 FailureKind::Lost,
-                format!("{what}: what key {name} wrapped it does not open"),
+                format!(
+                    "{what}: what key {name} wrapped it does not open; objects written since the last probe should be read again"
+                ),
             )),
             Err(fault) => {
                 let mut failure = fault.failed(format!("{what}: key {name}"));

@@ -146,7 +146,7 @@ pub(super) fn find(pkcs11: &Pkcs11, wanted: &Serve) -> Result<(Slot, Raw), Failu
             format!("the module offers {offered}"),
         )),
         // The one that does not answer may be ours.
-        (None, _, Some(fault)) if fault.class() != Class::Configuration => {
+        (None, _, Some(fault)) => {
             Err(fault.failed(format!("no token matches {what}, and one does not answer")))
         }
         (None, ..) if offered.is_empty() => Err(absent(

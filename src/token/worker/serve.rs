@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
 use cryptoki::session::Session;
@@ -18,6 +19,12 @@ use super::probe::Candidates;
 use super::raw::Raw;
 use super::watch::Watch;
 use super::{exit, module};
+
+/// How long a token may refuse further sessions for a passing reason: a busy
+/// cluster, or sessions of a worker that was killed a moment ago.
+const SESSION_PATIENCE: Duration = Duration::from_secs(2);
+/// The pause between two attempts.
+const SESSION_PAUSE: Duration = Duration::from_millis(100);
 
 /// What all session threads share.
 pub(super) struct Shared {
@@ -74,9 +81,13 @@ pub(super) fn start(
     let convention = candidates.choose(&raw, &first, &watch)?;
     info.gcm_iv = convention.iv.name().to_owned();
     let mut sessions = vec![first];
-    for _ in 1..setup.sessions {
+    let until = Instant::now() + SESSION_PATIENCE;
+    while sessions.len() < setup.sessions {
         match open() {
             Ok(session) => sessions.push(session),
+            Err(failure) if failure.kind == FailureKind::Away && Instant::now() < until => {
+                std::thread::sleep(SESSION_PAUSE);
+            }
             // A token with fewer sessions than configured still serves, and
             // says that it is degraded.
             Err(failure) if failure.kind == FailureKind::Away => {
