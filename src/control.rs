@@ -55,7 +55,8 @@ pub enum ToServer {
     WorkerDown {
         /// The token's configured name.
         token: String,
-        /// `locked`, `misconfigured` or `recovering`.
+        /// `locked`, `misconfigured` or `recovering`; or `replaced`: it runs,
+        /// and is to be let go.
         health: String,
         /// Why.
         detail: String,

@@ -265,6 +265,10 @@ impl Server {
                 hint,
             } => {
                 if let Some(handle) = keyring.token(&token) {
+                    if health == "replaced" {
+                        handle.detach(detail);
+                        return None;
+                    }
                     let health = match health.as_str() {
                         "locked" => Health::Locked,
                         "misconfigured" => Health::Misconfigured,

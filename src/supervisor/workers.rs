@@ -29,6 +29,9 @@ const LEAVE: Duration = Duration::from_secs(5);
 /// finish on the old link.
 const RETIRE: Duration = Duration::from_secs(15);
 
+/// How often it is looked whether a worker that stands in the way has ended.
+const LEAVING_TICK: Duration = Duration::from_millis(20);
+
 /// Starts a worker process: the child, and the server's end of its link.
 pub(super) type Spawn = fn(&Token, &Path) -> io::Result<(Child, UnixStream)>;
 
@@ -182,7 +185,7 @@ impl Workers {
                 if running {
                     // The server lets go of it, and it ends.
                     self.outbox.push(worker.down(
-                        "recovering",
+                        "replaced",
                         "its configuration was changed".into(),
                         "it comes back by itself",
                     ));
@@ -243,13 +246,15 @@ impl Workers {
                 }
             };
             // One that was told to go may still be logging in with this very
-            // PIN: its answer comes first. Its end wakes us.
+            // PIN: its answer comes first.
             let name = &worker.token.name;
             if self
                 .leaving
                 .iter()
                 .any(|old| old.token == *name && old.attempt == attempt)
             {
+                let until = now + LEAVING_TICK;
+                worker.state = State::Waiting { until };
                 continue;
             }
             if self.latches.holds(&worker.token.name, &attempt) {

@@ -116,6 +116,11 @@ impl Token {
         self.tell(Command::Attach(link, pid));
     }
 
+    /// Lets go of the worker, which ends by itself; another will come.
+    pub fn detach(&self, why: impl Into<String>) {
+        self.tell(Command::Detach(why.into()));
+    }
+
     /// Says that no worker can be started, and why.
     pub fn down(&self, health: Health, detail: impl Into<String>, hint: Option<String>) {
         self.tell(Command::Down(health, detail.into(), hint));

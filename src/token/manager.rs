@@ -41,6 +41,8 @@ const DOWN_AFTER: Duration = Duration::from_secs(30);
 /// What the manager is told.
 pub(super) enum Command {
     Attach(UnixStream, u32),
+    /// The worker is to be let go, said hello or not.
+    Detach(String),
     SetKeys(Vec<KeySpec>),
     Down(Health, String, Option<String>),
     /// A call on this worker passed its deadline.
@@ -135,6 +137,7 @@ impl Manager {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Attach(stream, pid) => self.attach(stream, pid),
+            Command::Detach(why) => self.lost(&why),
             Command::SetKeys(specs) => self.set_keys(specs),
             Command::Down(health, detail, hint) => {
                 self.down(Verdict::new(health, detail).hint(hint));
