@@ -226,7 +226,7 @@ impl Workers {
         self.kill_overdue(now);
     }
 
-    /// Starts what is due. Only while a server runs.
+    /// Starts what is due. Only while a server serves.
     pub(super) fn start_due(&mut self, now: Instant) {
         for worker in &mut self.list {
             if !matches!(worker.state, State::Waiting { until } if until <= now) {

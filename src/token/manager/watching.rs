@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::token::error::TokenError;
 use crate::token::health::{Facts, Health, Verdict};
-use crate::token::state::State;
+use crate::token::state::{Slot, State};
 
 use super::{Command, Manager, TICK};
 
@@ -100,7 +100,13 @@ impl Manager {
             }
             Err(error) => {
                 tracing::warn!(token = self.inner.name, key, "the probe failed: {error}");
-                self.probe_failures.insert(key, error.to_string());
+                // One that was refused on the way is told as that: the others
+                // are no less well for it.
+                let keys = &self.state.borrow().keys;
+                let serves = |slot: &Slot| slot.spec.name == key && slot.opened.is_some();
+                if key.is_empty() || keys.iter().any(serves) {
+                    self.probe_failures.insert(key, error.to_string());
+                }
             }
         }
         self.assess();
