@@ -4,8 +4,10 @@
 //! Field names and error types are promises to clients (docs/api.md).
 
 mod error;
+mod operation;
 
 pub use error::{Error, ErrorKind, Problem};
+pub use operation::Operation;
 
 use serde::{Deserialize, Serialize};
 
