@@ -4,9 +4,11 @@
 //! Field names and error types are promises to clients (docs/api.md).
 
 mod error;
+mod grants;
 mod operation;
 
 pub use error::{Error, ErrorKind, Problem};
+pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
 
 use serde::{Deserialize, Serialize};
@@ -268,6 +270,10 @@ pub struct Status {
     pub endpoint: String,
     /// How the server is confined, such as `landlock+seccomp`.
     pub confinement: String,
+    /// How many `[[grant]]`s are in force; without any, only root and the
+    /// agent's own user may use it.
+    #[serde(default)]
+    pub grants: usize,
     /// Every configured token.
     pub tokens: Vec<TokenStatus>,
     /// Every configured key.

@@ -6,12 +6,15 @@
 //! feature this release does not have are errors, never ignored.
 
 mod grammar;
+mod grants;
+mod names;
 mod units;
 
 pub use grammar::{
-    Agent, Checksum, GcmIv, Key, KeyUse, Keyslots, Message, PayloadSigning, S3, Spool, Token,
+    Agent, Checksum, GcmIv, Key, KeyUse, Keyslots, Message, PayloadSigning, Rate, S3, Spool, Token,
 };
-pub use units::{Length, Timeout, WrapLimit};
+pub use grants::{Grant, OVERFLOW_ID, Who};
+pub use units::{ByteRate, Length, RequestRate, Timeout, WrapLimit};
 
 use std::path::{Path, PathBuf};
 
@@ -43,6 +46,8 @@ pub struct Config {
     pub tokens: Vec<Token>,
     /// `[[key]]`, possibly none on a host that is being set up.
     pub keys: Vec<Key>,
+    /// `[[grant]]`, in the file's order.
+    pub grants: Vec<Grant>,
 }
 
 /// A configuration that was refused: what is wrong, and what to do.
@@ -102,6 +107,8 @@ impl Config {
                 ),
             ));
         }
+        let refused = |(message, hint): (String, String)| ConfigError::new(path, message, hint);
+        let grants = grants::from_file(file.grant, text).map_err(refused)?;
         let config = Self {
             path: path.to_owned(),
             agent: file.agent,
@@ -111,10 +118,9 @@ impl Config {
             keyslots: file.keyslots,
             tokens: file.token,
             keys: file.key,
+            grants,
         };
-        config
-            .check()
-            .map_err(|(message, hint)| ConfigError::new(path, message, hint))?;
+        config.check().map_err(refused)?;
         Ok(config)
     }
 
@@ -131,7 +137,8 @@ impl Config {
         self.check_limits()?;
         self.check_s3()?;
         self.check_tokens()?;
-        self.check_keys()
+        self.check_keys()?;
+        self.check_grants()
     }
 
     fn check_limits(&self) -> Result<(), (String, String)> {

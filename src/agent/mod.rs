@@ -1,8 +1,10 @@
 //! The server: HTTP/1.1 on the Unix socket, confined, without PIN or module.
 
 mod connection;
+mod grants;
 mod objects;
 mod peer;
+mod policy;
 mod reply;
 mod request;
 mod routes;
@@ -11,4 +13,6 @@ mod source;
 mod start;
 mod state;
 
+pub use peer::Subject;
+pub use policy::{Ask, Policy};
 pub use start::server_main;

@@ -13,6 +13,8 @@ use crate::get::{self, Facts, GetRequest, PlaintextBody, Wanted};
 use crate::objects::{self, ListRequest};
 use crate::put::{self, PutRequest};
 
+use super::peer::Peer;
+use super::policy::{Meter, Rights};
 use super::reply::{self, Body};
 use super::request::{self, Query, Target};
 use super::source::HttpSource;
@@ -23,6 +25,17 @@ pub(super) struct Granted {
     pub(super) app: Arc<App>,
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) request_id: String,
+    /// Who asked.
+    pub(super) peer: Arc<Peer>,
+    /// What was granted: only the policy makes one.
+    pub(super) rights: Rights,
+}
+
+impl Granted {
+    /// What slows this request's bytes down.
+    fn meter(&self) -> Meter {
+        Meter::new(self.rights.limits.clone(), self.app.engine.pool.clone())
+    }
 }
 
 pub(super) async fn put(
@@ -38,19 +51,24 @@ pub(super) async fn put(
         attributes: request::attributes(headers)?,
         context: request::context(headers)?,
         ring: request::text(headers, header::KEY)?,
-        // Absent for chunked bodies; hyper has checked the header's form.
-        length: request::text(headers, "content-length")?.and_then(|n| n.parse().ok()),
+        rings: granted.rights.rings.clone(),
+        no_overwrite: granted.rights.no_overwrite,
+        // Absent for chunked bodies.
+        length: request::length(headers)?,
     };
+    let meter = granted.meter();
     let Granted {
         app,
         permit,
         request_id,
+        rights,
+        ..
     } = granted;
     app.check_ready()?;
     let engine = app.engine.clone();
     // Dropped with this handler, which hyper drops when the client goes.
     let (present, client) = oneshot::channel();
-    let mut source = HttpSource::new(body, engine.pool.clone(), client);
+    let mut source = HttpSource::new(body, engine.pool.clone(), client, rights.max_size, meter);
     let (answer, outcome) = oneshot::channel();
     // A task of its own: when the client goes, the upload must still be
     // aborted, and the permit kept until it is.
@@ -103,6 +121,7 @@ pub(super) async fn get(
         allow_unbound: request::flag(headers, header::ALLOW_UNBOUND)?,
         allow_uncommitted: request::flag(headers, header::ALLOW_UNCOMMITTED)?,
         bound_to: request::bound_to(headers)?,
+        rings: granted.rights.rings.clone(),
     };
     let (facts, mut body) = get::get(&granted.app.engine, request).await?;
     if !head {
@@ -155,11 +174,14 @@ fn describe(response: &mut Response<Body>, facts: &Facts, head: bool) {
 /// The plaintext as a response body. An error breaks the connection before
 /// `Content-Length` is reached; why is kept for `GET /v1/requests/{id}`.
 fn stream(granted: Granted, body: PlaintextBody) -> Body {
-    let state = (granted, body);
+    let meter = granted.meter();
     reply::stream(futures_util::stream::unfold(
-        state,
-        |(granted, mut body)| async move {
-            let next = body.next().await?;
+        (granted, body, meter),
+        |(granted, mut body, mut meter)| async move {
+            let next = match body.next().await? {
+                Ok(bytes) => meter.pass(bytes.len()).await.map(|()| bytes),
+                error => error,
+            };
             if let Err(error) = &next {
                 tracing::error!(
                     request_id = granted.request_id,
@@ -168,12 +190,10 @@ fn stream(granted: Granted, body: PlaintextBody) -> Body {
                     log = error.log,
                     "a read was broken off"
                 );
-                granted
-                    .app
-                    .failures
-                    .record(error.problem(&granted.request_id));
+                let problem = error.problem(&granted.request_id);
+                granted.app.failures.record(granted.peer.uid(), problem);
             }
-            Some((next.map(Frame::data), (granted, body)))
+            Some((next.map(Frame::data), (granted, body, meter)))
         },
     ))
 }
@@ -214,13 +234,15 @@ pub(super) async fn list(app: &App, bucket: String, query: Query) -> Result<Resp
 }
 
 pub(super) async fn inspect(
-    app: &App,
+    granted: Granted,
     target: Target,
     query: Query,
 ) -> Result<Response<Body>, Error> {
     query.allow(&["inspect", "version_id"])?;
     let place = target.place()?;
     let version = query.value("version_id");
-    let report = objects::inspect(&app.engine, &place, version.as_deref()).await?;
+    let app = &granted.app;
+    let readers = app.policy.current().readers(&place);
+    let report = objects::inspect(&app.engine, &place, version.as_deref(), &readers).await?;
     reply::json(StatusCode::OK, &report)
 }

@@ -62,7 +62,7 @@ pub(super) async fn serve(
             }
         };
         let peer = match Peer::of(&stream) {
-            Ok(peer) => peer,
+            Ok(peer) => Arc::new(peer),
             Err(error) => {
                 tracing::error!(%error, "a peer could not be identified");
                 continue;
@@ -70,8 +70,9 @@ pub(super) async fn serve(
         };
         let connection = Connection::new(stream, app.engine.pool.clone());
         let app = app.clone();
+        let (uid, pid) = (peer.uid(), peer.pid);
         let service = service_fn(move |request| {
-            let app = app.clone();
+            let (app, peer) = (app.clone(), peer.clone());
             async move { Ok::<_, std::convert::Infallible>(routes::answer(app, peer, request).await) }
         });
         let connection = http1::Builder::new()
@@ -82,7 +83,7 @@ pub(super) async fn serve(
         let watched = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = watched.await {
-                tracing::debug!(%error, uid = peer.uid, pid = peer.pid, "a connection broke");
+                tracing::debug!(%error, uid, pid, "a connection broke");
             }
             drop(slot);
         });

@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::api::{Error, ErrorKind, KeyInfo, Status};
 use crate::engine::Engine;
 
+use super::policy::Policies;
 use super::reply::Failures;
 
 /// A client's `POST /v1/reload` on its way to the supervisor.
@@ -17,6 +18,8 @@ pub(super) type ReloadRequest = oneshot::Sender<Result<(), Error>>;
 /// The running server.
 pub(super) struct App {
     pub(super) engine: Arc<Engine>,
+    /// Who may do what.
+    pub(super) policy: Policies,
     /// One permit a request in progress.
     pub(super) permits: Arc<Semaphore>,
     pub(super) max_requests: usize,
@@ -134,6 +137,7 @@ impl App {
             memory_budget: self.memory_budget,
             endpoint: self.engine.store.endpoint(),
             confinement: self.confinement.clone(),
+            grants: self.policy.current().len(),
             tokens: self.engine.keyring.token_status(),
             keys: self.engine.keyring.keys(),
         }

@@ -19,6 +19,7 @@ mod doctor;
 mod edit;
 mod failure;
 mod get;
+mod grants;
 mod inspect;
 mod key;
 mod ls;
@@ -93,6 +94,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
+        Command::Grants(args) => block_on(grants::run(&ui, args)),
         Command::Status(_) => block_on(status::run(&ui)),
     }
 }
