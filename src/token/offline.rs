@@ -13,7 +13,7 @@ use crate::secret::Pin;
 
 use super::error::TokenError;
 use super::protocol::{
-    Frame, HELLO, KeySpec, Mode, OpenedKey, Reply, Request, Setup, TokenEntry, TokenInfo,
+    Frame, HELLO, KeySpec, Mode, OpenedKey, Reply, Request, Setup, TALLY, TokenEntry, TokenInfo,
 };
 use super::spawn::spawn_with;
 
@@ -162,6 +162,7 @@ impl Offline {
 
     fn receive(&mut self) -> Result<Frame, TokenError> {
         let frame = match Frame::read(&mut self.link) {
+            Ok(Some(frame)) if frame.id() == TALLY => return self.receive(),
             Ok(Some(frame)) => frame,
             Ok(None) => return Err(TokenError::away("the token's worker ended")),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

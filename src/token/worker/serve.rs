@@ -26,6 +26,10 @@ const SESSION_PATIENCE: Duration = Duration::from_secs(2);
 /// The pause between two attempts.
 const SESSION_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often the server is told how the module was called, at most: what a
+/// killed worker did not tell is lost.
+const TELL_CALLS: Duration = Duration::from_secs(1);
+
 /// What all session threads share.
 pub(super) struct Shared {
     pub(super) pkcs11: Pkcs11,
@@ -37,7 +41,14 @@ pub(super) struct Shared {
     pub(super) verify_wraps: bool,
     /// Keys by the id that requests use; only ever grows.
     keys: RwLock<Vec<Arc<Opened>>>,
-    replies: Mutex<UnixStream>,
+    replies: Mutex<Replies>,
+}
+
+/// The way to the server.
+struct Replies {
+    link: UnixStream,
+    /// When it was last told how the module was called.
+    told: Option<Instant>,
 }
 
 /// One thread's session.
@@ -111,7 +122,10 @@ pub(super) fn start(
         convention,
         verify_wraps: setup.verify_wraps,
         keys: RwLock::default(),
-        replies: Mutex::new(link.try_clone().map_err(io)?),
+        replies: Mutex::new(Replies {
+            link: link.try_clone().map_err(io)?,
+            told: None,
+        }),
     });
     drop(watch);
     shared.send(HELLO, &Reply::Token(shared.info.clone()));
@@ -141,8 +155,20 @@ impl Shared {
                 exit::now(exit::LOST);
             }
         };
-        let mut link = lock(&self.replies);
-        if link.write_all(frame.as_bytes()).is_err() {
+        // Before a failure: this process may end with it.
+        let last = matches!(reply, Reply::Failed(_));
+        let mut replies = lock(&self.replies);
+        let due = last || replies.told.is_none_or(|told| told.elapsed() >= TELL_CALLS);
+        let told = if due {
+            replies.told = Some(Instant::now());
+            super::tell_calls(&mut replies.link)
+        } else {
+            Ok(())
+        };
+        if told
+            .and_then(|()| replies.link.write_all(frame.as_bytes()))
+            .is_err()
+        {
             exit::now(exit::LINK_CLOSED);
         }
     }
