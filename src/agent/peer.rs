@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 
 use tokio::net::UnixStream;
 
+use crate::audit::Actor;
+
 /// Most supplementary groups of a process: NGROUPS_MAX (linux/limits.h).
 const MAX_GROUPS: usize = 65_536;
 /// Room for groups at the first try; most users have fewer.
@@ -57,6 +59,16 @@ impl Peer {
     /// Its user.
     pub(super) fn uid(&self) -> u32 {
         self.subject.uid
+    }
+
+    /// Who records say it was.
+    pub(super) fn actor(&self) -> Actor {
+        Actor {
+            uid: self.subject.uid,
+            gid: self.subject.gid,
+            pid: self.pid,
+            comm: self.comm().map(str::to_owned),
+        }
     }
 
     /// What its process called itself, if that is known.

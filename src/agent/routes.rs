@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo, Operation};
 use crate::config::WrapLimit;
 
+use super::audit::{self, Asked};
 use super::grants;
 use super::objects::{self, Granted};
 use super::peer::Peer;
@@ -41,6 +42,7 @@ pub(super) async fn answer(
         pid = peer.pid,
         comm = peer.comm(),
     );
+    let asked = Asked::of(&request);
     let response = async {
         match route(&app, &peer, request, &request_id).await {
             Ok(response) => response,
@@ -53,6 +55,9 @@ pub(super) async fn answer(
                     gid = peer.subject.gid,
                     "request failed"
                 );
+                if error.kind == ErrorKind::Forbidden {
+                    audit::denied(&app.audit, peer.actor(), &request_id, asked, &error).await;
+                }
                 // A HEAD's answer has no body: its client asks for the reason.
                 // Others' refusals would only push out what somebody waits for.
                 if app.policy.current().knows(&peer.subject) {
@@ -105,7 +110,7 @@ async fn route(
             Operation::Head => objects::get(granted, target, query, &parts.headers, true).await,
             Operation::Inspect => objects::inspect(granted, target, query).await,
             Operation::Delete => objects::delete(granted, target, query).await,
-            Operation::List => objects::list(app, target.bucket, query).await,
+            Operation::List => objects::list(granted, target.bucket, query).await,
             _ => Err(not_allowed(&parts.method, &path)),
         };
     }
@@ -147,7 +152,7 @@ async fn route(
         }
         (&Method::POST, "/v1/keys") => {
             admin()?;
-            generate_key(app, body).await
+            generate_key(app, peer, body).await
         }
         (&Method::POST, "/v1/reload") => {
             admin()?;
@@ -222,7 +227,7 @@ fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
     })
 }
 
-async fn generate_key(app: &App, body: Incoming) -> Result<Response<Body>, Error> {
+async fn generate_key(app: &App, peer: &Peer, body: Incoming) -> Result<Response<Body>, Error> {
     let body = http_body_util::Limited::new(body, MAX_JSON).collect();
     let bytes = tokio::time::timeout(JSON_PATIENCE, body)
         .await
@@ -237,17 +242,20 @@ async fn generate_key(app: &App, body: Incoming) -> Result<Response<Body>, Error
             format!("no token {:?} is configured", wanted.token),
         )
     })?;
+    app.audit.check()?;
     let key = token
         .generate_key(&wanted.label)
         .await
         .map_err(Error::from)?;
+    let check_value = key.check_value.map(|v| data_encoding::HEXLOWER.encode(&v));
+    audit::generated(app, peer.actor(), &wanted, check_value.clone()).await?;
     let info = KeyInfo {
         name: wanted.label.clone(),
         tokens: vec![wanted.token.clone()],
         token: wanted.token,
         label: wanted.label,
         attributes: key.attributes,
-        check_value: key.check_value.map(|v| data_encoding::HEXLOWER.encode(&v)),
+        check_value,
         ready: true,
         wrap_limit: WrapLimit::default().wraps(),
         wraps_complete: true,

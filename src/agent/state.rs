@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api::{Error, ErrorKind, KeyInfo, Status};
+use crate::audit::Audit;
 use crate::engine::Engine;
 
 use super::policy::Policies;
@@ -20,6 +21,7 @@ pub(super) struct App {
     pub(super) engine: Arc<Engine>,
     /// Who may do what.
     pub(super) policy: Policies,
+    pub(super) audit: Audit,
     /// One permit a request in progress.
     pub(super) permits: Arc<Semaphore>,
     pub(super) max_requests: usize,
@@ -42,6 +44,9 @@ impl App {
     pub(super) fn health(&self) -> &'static str {
         if self.is_stopping() {
             return "stopping";
+        }
+        if self.audit.check().is_err() {
+            return "audit-failed";
         }
         let tokens = self.engine.keyring.token_status();
         if self.engine.keyring.exhaustion().is_some() {
@@ -75,6 +80,8 @@ impl App {
 
     /// Whether a new upload would be taken.
     pub(super) fn check_ready(&self) -> Result<(), Error> {
+        // Nothing is stored that cannot be recorded.
+        self.audit.check()?;
         let kind = match self.health() {
             "ready" | "degraded" => return Ok(()),
             "stopping" => ErrorKind::ShuttingDown,

@@ -18,7 +18,7 @@ use super::failure::{Class, During, Fault, classify, counted};
 use super::gate::{self, Opened};
 use super::mechanism::Wrapped;
 use super::serve::{Shared, Thread};
-use super::{mechanism, module};
+use super::{mechanism, module, signer};
 
 /// Attempts at a call that fails with a transient code; with the pauses below
 /// that is at most about 0.3 s, well inside any `call_timeout`.
@@ -37,7 +37,9 @@ const RANDOM_PIECE: usize = 1024;
 
 impl Thread {
     /// Does what a frame asks for and answers it; an error is still to be
-    /// answered.
+    /// answered. Never inlined, so that all it used of the stack lies below
+    /// its caller's when that is overwritten.
+    #[inline(never)]
     pub(super) fn answer(&mut self, frame: &Frame) -> Result<(), Failure> {
         let request = frame
             .decode()
@@ -68,6 +70,19 @@ impl Thread {
             Request::GenerateKey { label } => {
                 gate::generate(&self.session, self.shared.convention, &label)?;
                 self.reply(id, &Reply::Done)
+            }
+            Request::OpenSigner { label } => {
+                let (_, signer) = signer::open(&self.session, &label)?;
+                self.reply(id, &Reply::Signer(signer))
+            }
+            Request::Sign { label, message } => {
+                let (signature, signer) = signer::sign(&self.session, label, message)?;
+                let signature = &signature;
+                self.reply(id, &Reply::Signed { signature, signer })
+            }
+            Request::GenerateSigner { label } => {
+                let signer = signer::generate(&self.session, &label)?;
+                self.reply(id, &Reply::Signer(signer))
             }
             Request::ListTokens | Request::InitToken { .. } => {
                 Err(Failure::new(FailureKind::Rejected, "not in this mode"))

@@ -15,6 +15,7 @@ mod probe;
 mod raw;
 mod serve;
 mod setup;
+mod signer;
 mod watch;
 
 pub(super) use failure::name as code_name;
