@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::api::Error;
+use crate::api::{Error, Operation};
 
 use super::reply::{self, Body};
 use super::state::App;
@@ -44,6 +44,7 @@ pub(super) struct Metrics {
     requests: Family<Labels<2>, Counter>,
     durations: Family<Labels<1>, Histogram>,
     succeeded: Family<Labels<1>, Gauge<f64, AtomicU64>>,
+    denials: Family<Labels<1>, Counter>,
     /// Plaintext from clients.
     pub(super) bytes_in: Counter,
     /// Plaintext to clients.
@@ -56,6 +57,12 @@ impl Metrics {
         let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
         let durations = Family::new_with_constructor(histogram);
         let (requests, succeeded) = (Family::default(), Family::default());
+        let denials = Family::default();
+        registry.register(
+            "denials",
+            "Requests refused for want of a grant, by the operation that was missing",
+            Family::clone(&denials),
+        );
         registry.register(
             "requests",
             "Requests by operation, and by result: ok, an error's type, or gone",
@@ -86,9 +93,18 @@ impl Metrics {
             requests,
             durations,
             succeeded,
+            denials,
             bytes_in: direction("in"),
             bytes_out: direction("out"),
         })
+    }
+}
+
+impl Metrics {
+    /// Counts a refusal.
+    pub(super) fn denied(&self, missing: Operation) {
+        let label = [("operation", missing.as_str())];
+        self.denials.get_or_create(&label).inc();
     }
 }
 
@@ -136,7 +152,9 @@ impl Timer {
         }
         let operation = ("operation", self.operation);
         let requests = &self.metrics.requests;
-        requests.get_or_create(&[operation, ("result", result)]).inc();
+        requests
+            .get_or_create(&[operation, ("result", result)])
+            .inc();
         let durations = &self.metrics.durations;
         durations
             .get_or_create(&[operation])
@@ -158,7 +176,8 @@ impl Drop for Timer {
 /// `GET /v1/metrics`: OpenMetrics for those who ask for it, as Prometheus
 /// does, and its older text format for the rest.
 pub(super) fn answer(app: &Arc<App>, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let failed = |e| Error::new(crate::api::ErrorKind::Internal, "metrics cannot be written").log(e);
+    let failed =
+        |e| Error::new(crate::api::ErrorKind::Internal, "metrics cannot be written").log(e);
     let mut out = String::new();
     encode_registry(&mut out, &app.metrics.registry).map_err(failed)?;
     encode_registry(&mut out, &readings::registry(app)).map_err(failed)?;
@@ -168,8 +187,14 @@ pub(super) fn answer(app: &Arc<App>, headers: &HeaderMap) -> Result<Response<Bod
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.contains("application/openmetrics-text"));
     let (out, kind) = match open {
-        true => (out, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
-        false => (text::older(&out), "text/plain; version=0.0.4; charset=utf-8"),
+        true => (
+            out,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+        false => (
+            text::older(&out),
+            "text/plain; version=0.0.4; charset=utf-8",
+        ),
     };
     let mut response = Response::new(reply::full(out));
     reply::set(&mut response, std_header::CONTENT_TYPE, kind);

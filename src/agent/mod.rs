@@ -3,6 +3,7 @@
 mod audit;
 mod connection;
 mod grants;
+mod metrics;
 mod objects;
 mod peer;
 mod policy;

@@ -19,7 +19,7 @@ use crate::api::{Error, ErrorKind};
 use crate::audit::{Audit, Event, Identity, Kind};
 use crate::catalog::Catalog;
 use crate::config::Config;
-use crate::confine::{self, ServerPaths};
+use crate::confine::{self, Confinement, ServerPaths};
 use crate::control::{AsyncControl, Control, HEARTBEAT, ToServer, ToSupervisor};
 use crate::engine::{Engine, Settings};
 use crate::keyring::Keyring;
@@ -27,6 +27,7 @@ use crate::store::{Limits, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
 use super::audit::{self, Watch};
+use super::metrics::{self, Metrics};
 use super::policy::{Policies, Policy};
 use super::reply::Failures;
 use super::serve;
@@ -85,6 +86,16 @@ fn run() -> Result<(), Error> {
     let spool_dir = spool_dir(&config);
     std::fs::create_dir_all(&spool_dir).map_err(fatal("the spool directory"))?;
     let extra_write = beyond_state(&config)?;
+    let collectors = config.metrics.listen.map(|address| {
+        metrics::bind(address).map_err(|error| {
+            Error::new(
+                ErrorKind::Misconfigured,
+                format!("metrics.listen: cannot listen on {address}: {error}"),
+            )
+            .hint("choose a port that is free")
+        })
+    });
+    let collectors = collectors.transpose()?;
     let identity = Identity::of_this_host();
     let start = audit::configured(Kind::Start, &config_text);
 
@@ -115,11 +126,14 @@ fn run() -> Result<(), Error> {
             config,
             &principals,
             spool_dir,
-            confinement.to_string(),
+            &confinement,
             supervisor_pid,
             audit,
         )
         .await?;
+        if let Some(collectors) = collectors {
+            tokio::spawn(metrics::serve(collectors, Arc::clone(&server.app)));
+        }
         server.run(listener, control).await
     })
 }
@@ -197,7 +211,7 @@ impl Server {
         config: Config,
         principals: &[u32],
         spool_dir: PathBuf,
-        confinement: String,
+        confinement: &Confinement,
         supervisor_pid: u32,
         audit: Audit,
     ) -> Result<Self, Error> {
@@ -221,12 +235,14 @@ impl Server {
         );
         let app = Arc::new(App {
             engine,
+            metrics: Metrics::new(),
             policy: Policies::new(Policy::new(&config, principals, own_uid())),
             audit,
             permits: Arc::new(Semaphore::new(config.agent.max_requests)),
             max_requests: config.agent.max_requests,
             failures: Failures::default(),
-            confinement,
+            confinement: confinement.to_string(),
+            confined: confinement.is_complete(),
             supervisor_pid,
             memory_budget: budget,
             started: Instant::now(),
@@ -372,8 +388,8 @@ impl Server {
             .replace(Policy::new(&config, principals, own_uid()));
         let fixed = |c: &Config| {
             format!(
-                "{:?} {:?} {:?} {:?} {:?} {:?}",
-                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit
+                "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit, c.metrics
             )
         };
         if fixed(&config) != fixed(&self.config) {

@@ -10,6 +10,7 @@ use crate::api::{Error, ErrorKind, KeyInfo, Status};
 use crate::audit::Audit;
 use crate::engine::Engine;
 
+use super::metrics::Metrics;
 use super::policy::Policies;
 use super::reply::Failures;
 
@@ -19,6 +20,8 @@ pub(super) type ReloadRequest = oneshot::Sender<Result<(), Error>>;
 /// The running server.
 pub(super) struct App {
     pub(super) engine: Arc<Engine>,
+    /// What is counted.
+    pub(super) metrics: Arc<Metrics>,
     /// Who may do what.
     pub(super) policy: Policies,
     pub(super) audit: Audit,
@@ -27,6 +30,8 @@ pub(super) struct App {
     pub(super) max_requests: usize,
     pub(super) failures: Failures,
     pub(super) confinement: String,
+    /// Whether that is all of it.
+    pub(super) confined: bool,
     pub(super) supervisor_pid: u32,
     pub(super) memory_budget: u64,
     pub(super) started: Instant,
