@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::api::{Error, Operation};
+use crate::api::{Error, ErrorKind, Operation};
 
 use super::reply::{self, Body};
 use super::state::App;
@@ -33,6 +33,14 @@ const GONE: &str = "gone";
 /// less than the first, a large object over a slow line more than the last.
 const BUCKETS: [f64; 15] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0,
+];
+
+/// What a reader is told of an object that somebody changed.
+const TAMPERING: [ErrorKind; 4] = [
+    ErrorKind::Altered,
+    ErrorKind::Truncated,
+    ErrorKind::Elsewhere,
+    ErrorKind::RolledBack,
 ];
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -56,8 +64,9 @@ impl Metrics {
         let mut registry = Registry::with_prefix(PREFIX);
         let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
         let durations = Family::new_with_constructor(histogram);
-        let (requests, succeeded) = (Family::default(), Family::default());
-        let denials = Family::default();
+        let requests: Family<Labels<2>, Counter> = Family::default();
+        let denials: Family<Labels<1>, Counter> = Family::default();
+        let succeeded = Family::default();
         registry.register(
             "denials",
             "Requests refused for want of a grant, by the operation that was missing",
@@ -87,6 +96,15 @@ impl Metrics {
             Unit::Bytes,
             bytes.clone(),
         );
+        // What alerts watch begins at zero: the first one must be a change.
+        for operation in Operation::ALL {
+            drop(denials.get_or_create(&[("operation", operation.as_str())]));
+        }
+        for kind in TAMPERING {
+            let operation = Operation::Get.as_str();
+            let labels = [("operation", operation), ("result", kind.slug())];
+            drop(requests.get_or_create(&labels));
+        }
         let direction = |name| bytes.get_or_create(&[("direction", name)]).clone();
         Arc::new(Self {
             registry,
@@ -177,7 +195,7 @@ impl Drop for Timer {
 /// does, and its older text format for the rest.
 pub(super) fn answer(app: &Arc<App>, headers: &HeaderMap) -> Result<Response<Body>, Error> {
     let failed =
-        |e| Error::new(crate::api::ErrorKind::Internal, "metrics cannot be written").log(e);
+        |e| Error::new(ErrorKind::Internal, "metrics cannot be written").log(e);
     let mut out = String::new();
     encode_registry(&mut out, &app.metrics.registry).map_err(failed)?;
     encode_registry(&mut out, &readings::registry(app)).map_err(failed)?;

@@ -96,7 +96,8 @@ impl Collector for Readings {
         self.agent(&mut to)?;
         self.tokens(&mut to)?;
         self.keys(&mut to)?;
-        self.store(&mut to)
+        self.store(&mut to)?;
+        self.audit(&mut to)
     }
 }
 
@@ -238,6 +239,26 @@ impl Readings {
             to.family(MetricType::Gauge, (name, help), None, samples)?;
         }
         Ok(())
+    }
+
+    fn audit(&self, to: &mut Encoder<'_>) -> fmt::Result {
+        let standing = self.0.audit.standing();
+        let healthy = u64::from(standing.trouble.is_none());
+        to.gauge(
+            "audit_healthy",
+            "Whether the audit log can be written",
+            healthy,
+        )?;
+        let records = [(Vec::new(), standing.tree.size)];
+        let help = "Records in the audit log, those of former processes included";
+        to.family(MetricType::Counter, ("audit_records", help), None, records)?;
+        let covered = standing.last.map_or(0, |note| note.checkpoint.tree.size);
+        let help = "Records that the last checkpoint does not cover";
+        to.gauge(
+            "audit_records_unsealed",
+            help,
+            standing.tree.size.saturating_sub(covered),
+        )
     }
 
     fn store(&self, to: &mut Encoder<'_>) -> fmt::Result {
