@@ -4,9 +4,14 @@
 //! Field names and error types are promises to clients (docs/api.md).
 
 mod error;
+mod evidence;
 mod operation;
 
 pub use error::{Error, ErrorKind, Problem};
+pub use evidence::{
+    Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
+    Listing, LogReport, Outage, Report, Shown,
+};
 pub use operation::Operation;
 
 use serde::{Deserialize, Serialize};
@@ -236,6 +241,12 @@ pub struct TokenStatus {
     /// Manufacturer and model as the token reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Versions of its hardware and firmware.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+    /// The PKCS#11 library and its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
     /// Who chooses the IV of a wrap: `host`, `zero-writeback` or
     /// `vendor-prefix`.
     #[serde(skip_serializing_if = "Option::is_none")]
