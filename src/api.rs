@@ -205,6 +205,12 @@ pub struct KeyInfo {
     /// The key of its ring that is to take over before the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub successor: Option<String>,
+    /// An audit key's public key, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// How long it is to be used, in seconds, where configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cryptoperiod_seconds: Option<u64>,
     /// The successor, once it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handed_over_to: Option<String>,
@@ -285,11 +291,14 @@ pub struct Status {
     pub keys: Vec<KeyInfo>,
 }
 
-/// `POST /v1/keys`: generate a wrapping key in a token.
+/// `POST /v1/keys`: generate a key in a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerateKey {
     /// CKA_LABEL of the new key.
     pub label: String,
     /// The configured name of the token.
     pub token: String,
+    /// Not a wrapping key, but one that signs checkpoints and reports.
+    #[serde(default)]
+    pub audit: bool,
 }

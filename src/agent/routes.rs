@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
+use crate::admin;
 use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo};
 use crate::config::WrapLimit;
 
@@ -196,6 +197,13 @@ async fn generate_key(app: &App, body: Incoming) -> Result<Response<Body>, Error
             format!("no token {:?} is configured", wanted.token),
         )
     })?;
+    if wanted.audit {
+        let signer = token.generate_signer(&wanted.label).await?;
+        return reply::json(
+            StatusCode::CREATED,
+            &admin::audit_key_info(&wanted.token, &wanted.label, signer)?,
+        );
+    }
     let key = token
         .generate_key(&wanted.label)
         .await

@@ -21,7 +21,9 @@ mod tree;
 mod writer;
 
 pub use disk::Begun;
-pub use note::{Checkpoint, Note, ORIGIN_PREFIX, PublicKey, Signed, Signer, Signing, Standing};
+pub use note::{
+    Checkpoint, Note, ORIGIN_PREFIX, PublicKey, Signed, Signer, Signing, Standing, parse_notes,
+};
 pub use op::Op;
 pub use record::{ABANDONED, Actor, Event, Head, Kind, OK, Phase, Record, TreeHead};
 pub use tree::{Hash, Range};

@@ -32,7 +32,10 @@ pub(super) fn days(days: &[Day]) -> Markup {
             (days.first().map_or("", |day| day.date.as_str()), parts)
         })
         .collect();
-    let most = bars.iter().map(|(_, parts)| parts.iter().sum::<u64>()).max();
+    let most = bars
+        .iter()
+        .map(|(_, parts)| parts.iter().sum::<u64>())
+        .max();
     let Some(most) = most.filter(|most| *most > 0) else {
         return html! {};
     };
