@@ -28,3 +28,4 @@ pub mod secret;
 pub mod store;
 pub mod supervisor;
 pub mod token;
+pub mod wipe;

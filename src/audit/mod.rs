@@ -131,12 +131,16 @@ pub struct Audit {
 pub type Unended = oneshot::Receiver<Vec<Begun>>;
 
 impl Audit {
-    /// Starts the writer. A log that cannot be opened is tried again until it
-    /// can.
+    /// Starts the writer, whose first record is `start`. A log that cannot be
+    /// opened is tried again until it can.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(settings: Settings, identity: Identity) -> std::io::Result<(Self, Unended)> {
+    pub fn start(
+        settings: Settings,
+        identity: Identity,
+        start: Event,
+    ) -> std::io::Result<(Self, Unended)> {
         let (queue, jobs) = mpsc::channel();
         let (state, watched) = watch::channel(State::default());
         let (opened, unended) = oneshot::channel();
@@ -148,7 +152,7 @@ impl Audit {
             sink: settings.also.map(Sink::new).transpose()?,
             opened: Some(opened),
             disk: None,
-            owed: VecDeque::new(),
+            owed: VecDeque::from([start]),
             lost: 0,
         };
         std::thread::Builder::new()

@@ -47,11 +47,23 @@ impl Op {
     /// # Errors
     /// [`ErrorKind::AuditFailed`]: then it must not be done.
     pub async fn begin(&mut self) -> Result<(), Error> {
+        self.check()?;
         let mut event = self.event.clone();
         event.phase = Some(Phase::Begin);
         // If this is not waited for, the begin may be written all the same.
         self.stage = Stage::Begun;
-        self.audit.write(event).await.map(|_| ())
+        let written = self.audit.write(event).await;
+        written.inspect_err(|error| self.settle(Err(error.kind)))?;
+        Ok(())
+    }
+
+    /// Refuses while the log is known not to be written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AuditFailed`].
+    pub fn check(&mut self) -> Result<(), Error> {
+        let open = self.audit.check();
+        open.inspect_err(|error| self.settle(Err(error.kind)))
     }
 
     /// What its end is to say if nobody comes to tell.
@@ -65,9 +77,8 @@ impl Op {
     /// # Errors
     /// [`ErrorKind::AuditFailed`]: the record is owed, and will be written
     /// when it can be.
-    pub async fn end<T>(mut self, outcome: &Result<T, Error>) -> Result<(), Error> {
-        self.event
-            .set_result(outcome.as_ref().map(|_| ()).map_err(|error| error.kind));
+    pub async fn end(mut self, outcome: Result<(), ErrorKind>) -> Result<(), Error> {
+        self.event.set_result(outcome);
         let event = self.take_end();
         self.audit.write(event).await.map(|_| ())
     }
@@ -78,7 +89,8 @@ impl Op {
     /// # Errors
     /// Those of `outcome`, or [`ErrorKind::AuditFailed`].
     pub async fn finish<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
-        let recorded = self.end(&outcome).await;
+        let kind = outcome.as_ref().map(|_| ()).map_err(|error| error.kind);
+        let recorded = self.end(kind).await;
         let value = outcome?;
         recorded.map(|()| value)
     }

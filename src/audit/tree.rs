@@ -34,6 +34,12 @@ impl Hash {
         Self::of(&[data])
     }
 
+    /// In hexadecimal.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        data_encoding::HEXLOWER.encode(&self.0)
+    }
+
     pub(super) fn of(parts: &[&[u8]]) -> Self {
         let mut context = Context::new(&SHA256);
         for part in parts {

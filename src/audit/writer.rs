@@ -196,8 +196,11 @@ impl Writer {
         self.state.send_modify(|state| {
             state.origin = disk.origin().to_owned();
             state.tree = disk.head();
-            state.last = opening.last;
+            state.last.clone_from(&opening.last);
         });
+        if let Some(start) = self.owed.iter_mut().find(|e| e.event == Kind::Start) {
+            start.last = opening.last.as_ref().map(|note| note.checkpoint.tree);
+        }
         if let Some(opened) = self.opened.take() {
             let _ = opened.send(opening.open);
         }
