@@ -261,6 +261,51 @@ pub struct TokenStatus {
     pub soft: bool,
 }
 
+/// The checkpoints of the audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointStatus {
+    /// Whether a key in a token signs them: without, they are a self-check
+    /// and prove nothing.
+    pub signed: bool,
+    /// Records that the last one covers.
+    pub size: u64,
+    /// Why one that is due cannot be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Whether they are anchored: without, the log is not proven against the
+    /// operator.
+    pub anchor: bool,
+    /// Records that the last anchored one covers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchored: Option<u64>,
+    /// Why one cannot be anchored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor_problem: Option<String>,
+    /// The log, or the catalogue, is behind what was anchored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<String>,
+}
+
+/// The audit log, in `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// `recording`; `failed`: nothing is stored, read, listed or deleted; or
+    /// `opening`.
+    pub state: String,
+    /// Since when it has failed, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The log's name, the first line of its checkpoints.
+    pub origin: String,
+    /// Records in it.
+    pub records: u64,
+    /// Its checkpoints.
+    pub checkpoints: CheckpointStatus,
+}
+
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -285,6 +330,9 @@ pub struct Status {
     pub endpoint: String,
     /// How the server is confined, such as `landlock+seccomp`.
     pub confinement: String,
+    /// The audit log.
+    #[serde(default)]
+    pub audit: AuditStatus,
     /// Every configured token.
     pub tokens: Vec<TokenStatus>,
     /// Every configured key.
