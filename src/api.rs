@@ -5,6 +5,7 @@
 
 mod error;
 mod evidence;
+mod grants;
 mod operation;
 
 pub use error::{Error, ErrorKind, Problem};
@@ -12,6 +13,7 @@ pub use evidence::{
     Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
     Listing, LogReport, Outage, Report, Shown,
 };
+pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
 
 use serde::{Deserialize, Serialize};
@@ -333,6 +335,10 @@ pub struct Status {
     /// The audit log.
     #[serde(default)]
     pub audit: AuditStatus,
+    /// How many `[[grant]]`s are in force; without any, only root and the
+    /// agent's own user may use it.
+    #[serde(default)]
+    pub grants: usize,
     /// Every configured token.
     pub tokens: Vec<TokenStatus>,
     /// Every configured key.

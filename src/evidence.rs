@@ -18,7 +18,10 @@ use crate::api::{
     Answer, EVIDENCE_FORMAT, Error, ErrorKind, Evidence, EvidenceKey, EvidenceToken, Installation,
     KeyInfo, LogReport, Report, TokenStatus,
 };
-use crate::audit::{self, Checkpoint, Note, PublicKey, Signer, Standing, TreeHead, parse_notes};
+use crate::audit::{
+    self, Checkpoint, Files, Hash, Note, PublicKey, Range, Record, Signer, Standing, TreeHead,
+    parse_notes,
+};
 use crate::engine::Engine;
 use tally::Tally;
 
@@ -156,7 +159,7 @@ pub async fn report(
         });
     }
     let log = LogReport {
-        anchored: around.anchored.min(log.last_seq.map_or(0, |last| last + 1)),
+        anchored: around.anchored.min(log.size),
         caveats: caveats(&log, &around),
         ..log
     };
@@ -261,11 +264,11 @@ fn checkpoint(report: &Report, made_at: &str, report_sha256: &str) -> Checkpoint
     Checkpoint {
         origin: format!("{EVIDENCE_PREFIX}{}", name.unwrap_or("unknown")),
         tree: TreeHead {
-            size: log.last_seq.map_or(0, |last| last + 1),
+            size: log.size,
             root: log
                 .root
                 .as_deref()
-                .and_then(audit::Hash::parse)
+                .and_then(Hash::parse)
                 .unwrap_or_default(),
         },
         extensions: vec![
@@ -288,13 +291,49 @@ fn read_log(
     period: &Period,
     key: Option<&PublicKey>,
 ) -> Result<(Tally, LogReport), Error> {
-    let _ = (dir, period, key);
-    todo!("needs the verifier")
+    let unread = |error: std::io::Error| {
+        let why = format!("the audit log cannot be read: {error}");
+        Error::new(ErrorKind::StateFailed, why)
+    };
+    let files = Files::of(dir).map_err(unread)?;
+    let found = audit::verify(&files, None, key).map_err(unread)?;
+    let mut tally = Tally::new(&period.from, &period.to);
+    let mut tree = Range::default();
+    audit::each_line(&files, |line| {
+        // The verifier has told of a line that is no record.
+        let Ok(record) = serde_json::from_slice::<Record>(line) else {
+            return false;
+        };
+        if record.head.time >= period.to {
+            return false;
+        }
+        tree.push(Hash::leaf(line));
+        tally.add(&record);
+        true
+    })
+    .map_err(unread)?;
+    let covered = match key {
+        Some(_) => found.covered,
+        None => 0,
+    };
+    let log = LogReport {
+        records: tally.records,
+        first_seq: tally.first_seq,
+        last_seq: tally.last_seq,
+        size: tree.size(),
+        root: Some(tree.root().to_string()),
+        open: tally.open(),
+        intact: found.fault.is_none(),
+        problem: found.fault.as_ref().map(ToString::to_string),
+        signed: covered.min(tree.size()),
+        ..LogReport::default()
+    };
+    Ok((tally, log))
 }
 
 fn caveats(log: &LogReport, around: &Surroundings<'_>) -> Vec<String> {
     let mut caveats = Vec::new();
-    let covered = log.last_seq.map_or(0, |last| last + 1);
+    let covered = log.size;
     if around.audit_key.is_none() {
         caveats.push(
             "checkpoints are not signed: the log is a self-check, and proves nothing to others"

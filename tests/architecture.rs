@@ -41,6 +41,8 @@ const FLOORS: &[(&str, Floor)] = &[
 /// Uses within one floor that are meant.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
+    // Grants are written in the words of operations.
+    ("config", "api"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
     ("doctor", "admin"),
 ];

@@ -222,6 +222,8 @@ async fn store(rig: &Rig, key: &str, len: u64, announced: bool) -> Result<Receip
         context: Vec::new(),
         ring: None,
         length: announced.then_some(len),
+        rings: None,
+        no_overwrite: false,
     };
     let stored = put(&rig.engine, request, &mut Source::new(len, len)).await;
     assert_eq!(rig.engine.pool.in_use(), 0, "{key}: memory was kept");
@@ -237,6 +239,7 @@ async fn fetch(rig: &Rig, key: &str, wanted: Wanted) -> Vec<u8> {
         allow_unbound: false,
         allow_uncommitted: false,
         bound_to: None,
+        rings: None,
     };
     let (facts, mut body) = get(&rig.engine, request).await.unwrap();
     let mut bytes = Vec::new();

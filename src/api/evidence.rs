@@ -264,7 +264,9 @@ pub struct LogReport {
     /// The last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<u64>,
-    /// RFC 6962 root over all records up to the last, base64.
+    /// All records up to the end of the period.
+    pub size: u64,
+    /// RFC 6962 root over them, base64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
     /// Begins in the period that have no end and no resolution.

@@ -12,6 +12,7 @@
 //! agent's.
 
 mod disk;
+mod lines;
 mod note;
 mod op;
 mod record;
@@ -22,6 +23,7 @@ mod verify;
 mod writer;
 
 pub use disk::Begun;
+pub use lines::each_line;
 pub use note::{
     Checkpoint, Note, ORIGIN_PREFIX, PublicKey, Signed, Signer, Signing, Standing, anchor_name,
     anchored_size, parse_notes,
