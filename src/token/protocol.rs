@@ -43,6 +43,8 @@ pub const SIGNATURE_LEN: usize = 64;
 
 /// The frame id of the setup and of the worker's answer to it.
 pub(super) const HELLO: u64 = 0;
+/// The frame id of a worker's counts of its calls, which nobody asks for.
+pub(super) const TALLY: u64 = u64::MAX;
 
 /// One whole frame; zeroised when dropped.
 pub(super) struct Frame(Zeroizing<Vec<u8>>);
