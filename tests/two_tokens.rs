@@ -84,10 +84,18 @@ fn await_health(agent: &Agent, wanted: &[(&str, &str)]) -> Status {
     reached.unwrap_or_else(|| panic!("not {wanted:?}: {:#?}", agent.try_status()))
 }
 
+/// A token's worker, once it has one: for an instant it has none while it is
+/// replaced.
 fn worker(agent: &Agent, token: &str) -> u32 {
-    let status = agent.try_status().unwrap();
-    let found = status.tokens.iter().find(|t| t.name == token).unwrap();
-    found.worker_pid.unwrap()
+    let found = eventually(BACK, || {
+        let status = agent.try_status()?;
+        status
+            .tokens
+            .iter()
+            .find(|t| t.name == token)
+            .and_then(|t| t.worker_pid)
+    });
+    found.unwrap_or_else(|| panic!("no worker: {:#?}", agent.try_status()))
 }
 
 fn key(agent: &Agent) -> KeyInfo {
@@ -168,12 +176,13 @@ fn a_token_that_hangs_costs_its_deadline_and_no_request() {
     let bucket = Weed::shared().bucket("hangs");
     let agent = start(&hsm);
     // The preferred one is asked as long as it is well.
-    signal(worker(&agent, STANDBY), Signal::STOP);
+    let stuck = worker(&agent, STANDBY);
+    signal(stuck, Signal::STOP);
     for n in 0..5 {
         assert!(put(&agent, &bucket, &format!("a{n}")) < Duration::from_secs(1));
     }
-    let stuck = worker(&agent, STANDBY);
     await_health(&agent, &[(TOKEN, "ready")]);
+    // Unless a probe has found it by itself meanwhile.
     signal(stuck, Signal::KILL);
     let replaced = eventually(BACK, || {
         let status = agent.try_status()?;

@@ -11,6 +11,7 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_runtime::auth::PayloadSigningOverride;
 use aws_sdk_s3::client::customize::CustomizableOperation;
+use aws_sdk_s3::config::retry::{RetryPartition, TokenBucket};
 use aws_sdk_s3::config::{
     Builder, ConfigBag, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
@@ -29,6 +30,15 @@ use crate::config::{Checksum, PayloadSigning, S3};
 /// Attempts at one request, the first included. With the SDK's back-off they
 /// span some 15 s, longer than a load balancer's switch-over.
 const ATTEMPTS: u32 = 5;
+/// What retries may cost together, in the SDK's tokens: 5 a retry, 10 after a
+/// time-out, given back when it succeeds. The SDK's own 500, shared by the
+/// whole process, are used up by one outage under 100 requests, and come back
+/// one a success: one passing fault would then end a large upload. These are
+/// as many as 256 requests with an outage's four retries each can use.
+const RETRY_QUOTA: usize = 10_000;
+/// Tokens that come back a second, whatever happens: ten retries, few enough
+/// for a store that is overloaded.
+const RETRY_REFILL: f32 = 50.0;
 /// The region of stores that have none (SeaweedFS, MinIO, Ceph): the name
 /// every S3 client falls back to.
 const NO_REGION: &str = "us-east-1";
@@ -140,6 +150,16 @@ impl Store {
                 RetryConfig::standard()
                     .with_max_attempts(ATTEMPTS)
                     .with_initial_backoff(timing.backoff),
+            )
+            .retry_partition(
+                RetryPartition::custom("strongroom")
+                    .token_bucket(
+                        TokenBucket::builder()
+                            .capacity(RETRY_QUOTA)
+                            .refill_rate(RETRY_REFILL)
+                            .build(),
+                    )
+                    .build(),
             )
             .timeout_config(
                 TimeoutConfig::builder()

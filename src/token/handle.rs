@@ -18,7 +18,7 @@ use super::health::Health;
 use super::ledger::WrapCounts;
 use super::manager::{Command, Manager};
 use super::pool::Pool;
-use super::protocol::{KeySpec, OpenedKey, Reply, Request};
+use super::protocol::{KeySpec, OpenedKey, Reply, Request, SIGNATURE_LEN, Signer};
 use super::state::{KeyState, State};
 use super::{IV_LEN, WRAPPED_LEN};
 
@@ -32,6 +32,15 @@ pub struct Wrapped {
     pub iv: [u8; IV_LEN],
     /// Ciphertext and tag.
     pub ciphertext: [u8; WRAPPED_LEN],
+}
+
+/// A signature, and the audit key that made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// r and s, big-endian.
+    pub bytes: [u8; SIGNATURE_LEN],
+    /// Who signed.
+    pub signer: Signer,
 }
 
 /// A worker that did not answer in time: kill it, and start another.
@@ -234,6 +243,54 @@ impl Token {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Signs `message` (ECDSA on P-256 over its SHA-256) with the audit key of
+    /// that label. What the message is must be told by its first line: one
+    /// key signs messages of several kinds.
+    ///
+    /// # Errors
+    /// [`TokenError::Misconfigured`] if it is no key that only signs, and the
+    /// others.
+    pub async fn sign(&self, label: &str, message: &[u8]) -> Result<Signature, TokenError> {
+        let lane = self.inner.lane().await?;
+        let request = Request::Sign { label, message };
+        let frame = self.inner.call(lane, &request).await?;
+        let Ok(Reply::Signed { signature, signer }) = frame.decode() else {
+            return Err(strange());
+        };
+        Ok(Signature {
+            bytes: signature.try_into().map_err(|_| strange())?,
+            signer,
+        })
+    }
+
+    /// Looks at the audit key of that label.
+    ///
+    /// # Errors
+    /// As [`sign`](Self::sign).
+    pub async fn signer(&self, label: &str) -> Result<Signer, TokenError> {
+        let label = label.to_owned();
+        self.ask_signer(&Request::OpenSigner { label }).await
+    }
+
+    /// Makes an audit key in the token, all attributes set explicitly, and
+    /// has it sign.
+    ///
+    /// # Errors
+    /// [`TokenError::Exists`] if the label is taken, and the others.
+    pub async fn generate_signer(&self, label: &str) -> Result<Signer, TokenError> {
+        let label = label.to_owned();
+        self.ask_signer(&Request::GenerateSigner { label }).await
+    }
+
+    async fn ask_signer(&self, request: &Request<'_>) -> Result<Signer, TokenError> {
+        let lane = self.inner.lane().await?;
+        let frame = self.inner.call(lane, request).await?;
+        match frame.decode() {
+            Ok(Reply::Signer(signer)) => Ok(signer),
+            _ => Err(strange()),
         }
     }
 

@@ -30,12 +30,14 @@ pub mod worker;
 
 pub use canary::{Canary, CanaryStore};
 pub use error::TokenError;
-pub use handle::{Stuck, Token, Wrapped};
+pub use handle::{Signature, Stuck, Token, Wrapped};
 pub use health::{Health, PROOF_LASTS};
 pub use latch::{Attempt, Latches, latched, pin_path};
 pub use ledger::{Reserved, WrapCount, WrapCounts, WrapLedger};
 pub use offline::{InitTarget, Offline};
-pub use protocol::{Attributes, KeySpec, OpenedKey, PROOF_COST, TokenEntry, TokenInfo};
+pub use protocol::{
+    Attributes, KeySpec, OpenedKey, PROOF_COST, SIGNATURE_LEN, Signer, TokenEntry, TokenInfo,
+};
 pub use route::Holders;
 pub use spawn::spawn;
 pub use state::KeyState;

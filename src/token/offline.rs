@@ -13,7 +13,7 @@ use crate::secret::Pin;
 
 use super::error::TokenError;
 use super::protocol::{
-    Frame, HELLO, KeySpec, Mode, OpenedKey, Reply, Request, Setup, TokenEntry, TokenInfo,
+    Frame, HELLO, KeySpec, Mode, OpenedKey, Reply, Request, Setup, Signer, TokenEntry, TokenInfo,
 };
 use super::spawn::spawn_with;
 
@@ -139,6 +139,31 @@ impl Offline {
     pub fn generate_key(&mut self, label: &str) -> Result<(), TokenError> {
         let label = label.to_owned();
         self.call(&Request::GenerateKey { label }).map(drop)
+    }
+
+    /// Makes an audit key in the token, and has it sign.
+    ///
+    /// # Errors
+    /// [`TokenError::Exists`] if the label is taken, and the others.
+    pub fn generate_signer(&mut self, label: &str) -> Result<Signer, TokenError> {
+        let label = label.to_owned();
+        self.signer_by(&Request::GenerateSigner { label })
+    }
+
+    /// Looks at the audit key of that label.
+    ///
+    /// # Errors
+    /// [`TokenError::Misconfigured`] if it is no key that only signs.
+    pub fn signer(&mut self, label: &str) -> Result<Signer, TokenError> {
+        let label = label.to_owned();
+        self.signer_by(&Request::OpenSigner { label })
+    }
+
+    fn signer_by(&mut self, request: &Request<'_>) -> Result<Signer, TokenError> {
+        match self.call(request)?.decode().map_err(away)? {
+            Reply::Signer(signer) => Ok(signer),
+            _ => Err(strange()),
+        }
     }
 
     /// Runs the start-up gate for a key; not its canary.

@@ -37,6 +37,10 @@ pub(super) const WRAP_COST: u32 = 12;
 /// The same of opening a key or probing it: one proof, tried again.
 pub const PROOF_COST: u32 = 4;
 
+/// Bytes of an ECDSA signature on P-256: r and s, as PKCS#11 (2.40,
+/// mechanisms, 2.3.1) gives them.
+pub const SIGNATURE_LEN: usize = 64;
+
 /// The frame id of the setup and of the worker's answer to it.
 pub(super) const HELLO: u64 = 0;
 
@@ -246,6 +250,12 @@ pub(super) enum Request<'a> {
     Probe { key: u32 },
     /// Make a wrapping key in the token.
     GenerateKey { label: String },
+    /// Look at the audit key of that label.
+    OpenSigner { label: String },
+    /// Sign with the audit key of that label.
+    Sign { label: &'a str, message: &'a [u8] },
+    /// Make an audit key in the token.
+    GenerateSigner { label: String },
     /// Every token of the module. Admin mode.
     ListTokens,
     /// Initialise a token. Admin mode.
@@ -270,6 +280,11 @@ pub(super) enum Reply<'a> {
     DataKey(&'a [u8]),
     Random(&'a [u8]),
     Key(OpenedKey),
+    Signer(Signer),
+    Signed {
+        signature: &'a [u8],
+        signer: Signer,
+    },
     Token(TokenInfo),
     Tokens(Vec<TokenEntry>),
     Done,
@@ -288,6 +303,15 @@ pub struct OpenedKey {
     pub attributes: Attributes,
     /// CKA_CHECK_VALUE: the token's own three bytes, never computed by us.
     pub check_value: Option<[u8; 3]>,
+}
+
+/// An audit key, which only signs (SECURITY.md 29).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signer {
+    /// Its public key: an uncompressed point of P-256 (SEC 1, 2.3.3).
+    pub public_key: Vec<u8>,
+    /// The private key's attributes.
+    pub attributes: Attributes,
 }
 
 /// The token that a worker is logged in to.

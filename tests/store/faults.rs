@@ -43,6 +43,23 @@ async fn passing_faults_are_retried_from_the_buffered_ciphertext() {
     }
 }
 
+/// The SDK's quota of retries, 500 tokens for the whole process, would be
+/// used up by this outage.
+#[tokio::test]
+async fn an_outage_does_not_use_up_the_retries_of_what_comes_after_it() {
+    let (null, store) = start().await;
+    null.inject(Op::Put, 1, 200, Fault::Status(500, "InternalError"));
+    for _ in 0..40 {
+        let failed = store.put(&place(), &ours("a"), memory(100, 1)).await;
+        assert!(matches!(failed, Err(StoreError::Away { .. })), "{failed:?}");
+    }
+    null.inject(Op::Put, 1, 4, Fault::Status(500, "InternalError"));
+    store
+        .put(&place(), &ours("a"), memory(100, 1))
+        .await
+        .unwrap();
+}
+
 #[tokio::test]
 async fn lasting_faults_are_told_and_leave_nothing() {
     let cases = [

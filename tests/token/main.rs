@@ -6,7 +6,8 @@
 //! process is shared by all tests.
 //!
 //! `calls`: wrap, unwrap, random; `keys`: generation, gate, canary; `set_up`:
-//! wrong modules, labels and PINs; `workers`: their deaths and their walls;
+//! wrong modules, labels and PINs; `signing`: the audit key; `workers`: their
+//! deaths and their walls;
 //! `latency`: a token that takes its time.
 
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -16,6 +17,7 @@ mod hsm;
 mod keys;
 mod latency;
 mod set_up;
+mod signing;
 #[path = "../support/mod.rs"]
 mod support;
 mod workers;

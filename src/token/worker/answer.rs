@@ -18,7 +18,7 @@ use super::failure::{Class, During, Fault, classify};
 use super::gate::{self, Opened};
 use super::mechanism::Wrapped;
 use super::serve::{Shared, Thread};
-use super::{mechanism, module};
+use super::{mechanism, module, signer};
 
 /// Attempts at a call that fails with a transient code; with the pauses below
 /// that is at most about 0.3 s, well inside any `call_timeout`.
@@ -70,6 +70,19 @@ impl Thread {
             Request::GenerateKey { label } => {
                 gate::generate(&self.session, self.shared.convention, &label)?;
                 self.reply(id, &Reply::Done)
+            }
+            Request::OpenSigner { label } => {
+                let (_, signer) = signer::open(&self.session, &label)?;
+                self.reply(id, &Reply::Signer(signer))
+            }
+            Request::Sign { label, message } => {
+                let (signature, signer) = signer::sign(&self.session, label, message)?;
+                let signature = &signature;
+                self.reply(id, &Reply::Signed { signature, signer })
+            }
+            Request::GenerateSigner { label } => {
+                let signer = signer::generate(&self.session, &label)?;
+                self.reply(id, &Reply::Signer(signer))
             }
             Request::ListTokens | Request::InitToken { .. } => {
                 Err(Failure::new(FailureKind::Rejected, "not in this mode"))

@@ -53,6 +53,7 @@ pub(super) fn read(
 fn named(attribute: &Attribute) -> Option<(&'static str, String)> {
     Some(match attribute {
         Attribute::KeyType(KeyType::AES) => ("CKA_KEY_TYPE", "AES".to_owned()),
+        Attribute::KeyType(KeyType::EC) => ("CKA_KEY_TYPE", "EC".to_owned()),
         Attribute::KeyType(other) => ("CKA_KEY_TYPE", other.to_string()),
         Attribute::ValueLen(len) => ("CKA_VALUE_LEN", len.to_string()),
         Attribute::Token(v) => ("CKA_TOKEN", v.to_string()),

@@ -15,6 +15,7 @@ mod probe;
 mod raw;
 mod serve;
 mod setup;
+mod signer;
 mod watch;
 
 pub use exit::{ABSENT, LINK_CLOSED, LOCKED, LOST, MISCONFIGURED};
