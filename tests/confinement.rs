@@ -296,12 +296,12 @@ fn rule_24_a_crash_leaves_no_core_file() {
     for _ in 0..2 {
         let processes = agent.processes();
         let child = processes.last().unwrap();
-        signal(child.pid, Signal::SEGV);
+        signal(child.pid, Signal::ABORT);
         let gone = eventually(Duration::from_secs(10), || (!child.runs()).then_some(()));
         assert!(gone.is_some(), "{child:?}");
         assert_eq!(cores(agent.dir()), [""; 0], "{:?}", child.args);
     }
-    signal(agent.pid(), Signal::ABRT);
+    signal(agent.pid(), Signal::ABORT);
     assert_eq!(agent.wait_exit(Duration::from_secs(20)), None);
     assert_eq!(cores(agent.dir()), [""; 0]);
     assert_eq!(cores(&agent.state_dir()), [""; 0]);
