@@ -59,7 +59,8 @@ fn fatal(what: &str) -> impl Fn(std::io::Error) -> Error {
 
 fn run() -> Result<(), Error> {
     confine::die_with_parent();
-    confine::refuse_dumps();
+    confine::harden_process();
+    confine::ignore_termination();
     raise_descriptor_limit();
     let mut control = Control::from_stdin().map_err(fatal("no control channel"))?;
     let first = control
