@@ -19,8 +19,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{
-    Error, ErrorKind, GenerateKey, GrantInfo, GrantQuestion, GrantTest, Inspection, KeyInfo,
-    ListPage, Receipt, Status, header,
+    Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, Inspection,
+    KeyInfo, ListPage, Receipt, Status, header,
 };
 use wire::{encode, problem};
 
@@ -217,6 +217,15 @@ impl Client {
     /// The agent's answer, or an agent that cannot be reached.
     pub async fn keys(&self) -> Result<Vec<KeyInfo>, Error> {
         self.fetch("/v1/keys").await
+    }
+
+    /// The auditor's report over a period of RFC 3339 instants.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn evidence(&self, from: &str, to: &str) -> Result<Evidence, Error> {
+        let path = format!("/v1/evidence?from={}&to={}", encode(from), encode(to));
+        self.fetch(&path).await
     }
 
     /// Generates a wrapping key in a token. The configuration is the

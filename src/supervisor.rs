@@ -290,7 +290,7 @@ impl Supervisor {
     fn wake(&mut self, now: Instant) -> Option<Instant> {
         let stopping = self.stopping.is_some();
         [
-            self.manager.alive(now),
+            self.manager.alive(now, self.server.is_well(now)),
             self.workers.next(self.server.is_serving() && !stopping),
             self.server.next(stopping),
             self.server.mute_at(),

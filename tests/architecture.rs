@@ -27,6 +27,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("put", Floor::Operations),
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
+    ("evidence", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),

@@ -194,8 +194,7 @@ impl Drop for Timer {
 /// `GET /v1/metrics`: OpenMetrics for those who ask for it, as Prometheus
 /// does, and its older text format for the rest.
 pub(super) fn answer(app: &Arc<App>, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let failed =
-        |e| Error::new(ErrorKind::Internal, "metrics cannot be written").log(e);
+    let failed = |e| Error::new(ErrorKind::Internal, "metrics cannot be written").log(e);
     let mut out = String::new();
     encode_registry(&mut out, &app.metrics.registry).map_err(failed)?;
     encode_registry(&mut out, &readings::registry(app)).map_err(failed)?;

@@ -2,6 +2,7 @@
 
 mod audit;
 mod connection;
+mod evidence;
 mod grants;
 mod metrics;
 mod objects;

@@ -56,11 +56,6 @@ impl Peer {
         })
     }
 
-    /// Its user.
-    pub(super) fn uid(&self) -> u32 {
-        self.subject.uid
-    }
-
     /// Who records say it was.
     pub(super) fn actor(&self) -> Actor {
         Actor {
@@ -69,6 +64,11 @@ impl Peer {
             pid: self.pid,
             comm: self.comm().map(str::to_owned),
         }
+    }
+
+    /// Its user.
+    pub(super) fn uid(&self) -> u32 {
+        self.subject.uid
     }
 
     /// What its process called itself, if that is known.

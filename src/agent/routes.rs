@@ -9,10 +9,12 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
+use crate::admin;
 use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo, Operation};
 use crate::config::WrapLimit;
 
 use super::audit::{self, Asked};
+use super::evidence;
 use super::grants;
 use super::metrics::{self, Timer};
 use super::objects::{self, Granted};
@@ -174,6 +176,10 @@ async fn route(
             admin().map_err(refused)?;
             reload(app).await
         }
+        (&Method::GET, "/v1/evidence") => {
+            admin().map_err(refused)?;
+            evidence::answer(app, &policy, &query).await
+        }
         (&Method::GET, "/v1/grants") => {
             admin().map_err(refused)?;
             reply::json(StatusCode::OK, &policy.list())
@@ -184,8 +190,8 @@ async fn route(
         }
         (
             _,
-            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/reload" | "/v1/grants"
-            | "/v1/grants/test" | "/v1/metrics",
+            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/reload" | "/v1/evidence"
+            | "/v1/grants" | "/v1/grants/test" | "/v1/metrics",
         ) => Err(not_allowed(&parts.method, &path)),
         (_, "/v1/rewrap") => {
             policy
@@ -272,6 +278,12 @@ async fn generate_key(app: &App, peer: &Peer, body: Incoming) -> Result<Response
         )
     })?;
     app.audit.check()?;
+    if wanted.audit {
+        let signer = token.generate_signer(&wanted.label).await?;
+        audit::generated(app, peer.actor(), &wanted, None).await?;
+        let info = admin::audit_key_info(&wanted.token, &wanted.label, signer)?;
+        return reply::json(StatusCode::CREATED, &info);
+    }
     let key = token
         .generate_key(&wanted.label)
         .await

@@ -7,8 +7,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::api::{Error, ErrorKind};
 use crate::audit::{Audit, Event, Identity, Kind};
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::config::{Anchor, Config};
 use crate::confine::{self, Confinement, ServerPaths};
 use crate::control::{AsyncControl, Control, HEARTBEAT, ToServer, ToSupervisor};
 use crate::engine::{Engine, Settings};
@@ -26,7 +26,7 @@ use crate::keyring::Keyring;
 use crate::store::{Limits, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
-use super::audit::{self, Watch};
+use super::audit::{self, Checkpoints, Watch};
 use super::metrics::{self, Metrics};
 use super::policy::{Policies, Policy};
 use super::reply::Failures;
@@ -60,7 +60,8 @@ fn fatal(what: &str) -> impl Fn(std::io::Error) -> Error {
 
 fn run() -> Result<(), Error> {
     confine::die_with_parent();
-    confine::refuse_dumps();
+    confine::harden_process();
+    confine::ignore_termination();
     raise_descriptor_limit();
     let mut control = Control::from_stdin().map_err(fatal("no control channel"))?;
     let first = control
@@ -120,7 +121,7 @@ fn run() -> Result<(), Error> {
     runtime.block_on(async {
         let listener = listen(listener)?;
         let control = control.into_async().map_err(fatal("the control channel"))?;
-        let (audit, unended) = Audit::start(audit::settings(&config), identity, start)
+        let (audit, unended) = Audit::start(audit::settings(&config), identity.clone(), start)
             .map_err(fatal("the audit log's writer"))?;
         let server = Server::build(
             config,
@@ -134,7 +135,9 @@ fn run() -> Result<(), Error> {
         if let Some(collectors) = collectors {
             tokio::spawn(metrics::serve(collectors, Arc::clone(&server.app)));
         }
-        server.run(listener, control).await
+        tokio::spawn(audit::resolve(server.app.clone(), unended));
+        let checkpoints = Checkpoints::new(server.app.clone(), &server.config, identity);
+        server.run(listener, control, checkpoints).await
     })
 }
 
@@ -171,16 +174,19 @@ fn spool_dir(config: &Config) -> PathBuf {
 
 /// Directories of the audit log that lie outside the state directory.
 fn beyond_state(config: &Config) -> Result<Vec<PathBuf>, Error> {
-    let dir = config.audit_dir();
-    if dir.starts_with(&config.agent.state_dir) {
-        return Ok(Vec::new());
+    let mut dirs = vec![config.audit_dir()];
+    if let Some(Anchor::Dir(dir)) = &config.audit.anchor {
+        dirs.push(dir.clone());
     }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .map_err(fatal("the audit log's directory"))?;
-    Ok(vec![dir])
+    dirs.retain(|dir| !dir.starts_with(&config.agent.state_dir));
+    for dir in &dirs {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(fatal("a directory of the audit log"))?;
+    }
+    Ok(dirs)
 }
 
 /// What the server must not be able to open.
@@ -236,8 +242,13 @@ impl Server {
         let app = Arc::new(App {
             engine,
             metrics: Metrics::new(),
-            policy: Policies::new(Policy::new(&config, principals, own_uid())),
             audit,
+            audit_dir: config.audit_dir(),
+            audit_key: config
+                .checkpoint_token()
+                .and_then(|token| Some((token.name.clone(), config.audit.checkpoint_key.clone()?))),
+            checkpoints: Mutex::default(),
+            policy: Policies::new(Policy::new(&config, principals, own_uid())),
             permits: Arc::new(Semaphore::new(config.agent.max_requests)),
             max_requests: config.agent.max_requests,
             failures: Failures::default(),
@@ -262,8 +273,15 @@ impl Server {
         })
     }
 
-    async fn run(mut self, listener: UnixListener, mut control: AsyncControl) -> Result<(), Error> {
+    async fn run(
+        mut self,
+        listener: UnixListener,
+        mut control: AsyncControl,
+        checkpoints: Checkpoints,
+    ) -> Result<(), Error> {
         let (stop, stopped) = watch::channel(false);
+        let (close, closing) = watch::channel(false);
+        let checkpoints = tokio::spawn(checkpoints.run(closing));
         let cancel = self.cancel.clone();
         let mut serving = tokio::spawn(serve::serve(
             listener,
@@ -281,7 +299,10 @@ impl Server {
         loop {
             let out = tokio::select! {
                 done = &mut serving => {
+                    // The last checkpoint covers this record.
                     self.app.audit.send(Event::new(Kind::Stop));
+                    close.send_replace(true);
+                    let _ = checkpoints.await;
                     self.app.audit.close().await;
                     return done.map_err(|e| Error::new(ErrorKind::Internal, "the listener ended abnormally").log(e));
                 }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{completions, cp, doctor, get, grants, inspect, key, ls, man, put, rm, token};
+use super::{
+    completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, rm, token,
+};
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
 /// stores them in S3.
@@ -81,6 +83,8 @@ pub(super) enum Command {
     Token(token::TokenArgs),
     /// The agent's health
     Status(NoArgs),
+    /// Make, or check, the auditor's report: who held which key, who did what
+    Evidence(evidence::EvidenceArgs),
     /// Find out what is wrong with this host's set-up, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Run the agent in the foreground

@@ -50,16 +50,9 @@ impl File {
         if let Some((name, _)) = tables.iter().find(|(_, set)| *set) {
             return Some((*name).to_owned());
         }
-        for key in &self.key {
-            let settings = [
-                ("cryptoperiod", key.cryptoperiod.is_some()),
-                ("use = \"compromised\"", key.usage == KeyUse::Compromised),
-            ];
-            if let Some((name, _)) = settings.iter().find(|(_, set)| *set) {
-                return Some((*name).to_owned());
-            }
-        }
-        None
+        let compromised = |key: &Key| key.usage == KeyUse::Compromised;
+        let found = self.key.iter().any(compromised);
+        found.then(|| "use = \"compromised\"".to_owned())
     }
 }
 
@@ -406,7 +399,8 @@ pub struct Key {
     pub wrap_limit: WrapLimit,
     /// The key of its ring that wraps in its place before the limit.
     pub successor: Option<String>,
-    cryptoperiod: Option<toml::Value>,
+    /// How long it is to be used; the evidence report holds its age against it.
+    pub cryptoperiod: Option<Timeout>,
 }
 
 impl Key {

@@ -71,8 +71,8 @@ fn settings_of_later_releases_are_refused_not_ignored() {
         refused(&format!("{TOKEN}{KEY}{text}"), &["not implemented"]);
     }
     refused(
-        &format!("{TOKEN}{KEY}cryptoperiod='1y'\n"),
-        &["cryptoperiod", "not implemented"],
+        &format!("{TOKEN}{KEY}use='compromised'\n"),
+        &["compromised", "not implemented"],
     );
 }
 

@@ -327,6 +327,10 @@ pub struct TokenInfo {
     pub manufacturer: String,
     /// Its model.
     pub model: String,
+    /// Versions of its hardware and firmware.
+    pub firmware: String,
+    /// The PKCS#11 library and its version, if it tells.
+    pub library: Option<String>,
     /// Whether it is a software token, which protects no key from root.
     pub soft: bool,
     /// The mechanisms we know by name that it offers.

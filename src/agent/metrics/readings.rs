@@ -253,6 +253,27 @@ impl Readings {
         let help = "Records in the audit log, those of former processes included";
         to.family(MetricType::Counter, ("audit_records", help), None, records)?;
         let covered = standing.last.map_or(0, |note| note.checkpoint.tree.size);
+        let checkpoints = self.0.checkpoints.lock();
+        let checkpoints = checkpoints.unwrap_or_else(|e| e.into_inner()).clone();
+        for (name, help, value) in [
+            (
+                "audit_checkpoints_healthy",
+                "Whether checkpoints that are due can be made",
+                checkpoints.problem.is_none(),
+            ),
+            (
+                "audit_anchor_healthy",
+                "Whether checkpoints that are due can be anchored",
+                checkpoints.anchor_problem.is_none(),
+            ),
+            (
+                "audit_alarm",
+                "Whether the log, or the catalogue, is behind what was anchored",
+                checkpoints.alarm.is_some(),
+            ),
+        ] {
+            to.gauge(name, help, u64::from(value))?;
+        }
         let help = "Records that the last checkpoint does not cover";
         to.gauge(
             "audit_records_unsealed",

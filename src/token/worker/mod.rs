@@ -53,6 +53,7 @@ pub fn main() -> ExitCode {
     close_inherited();
     log::init("token-worker");
     confine::harden_process();
+    confine::ignore_termination();
     // A panic in one thread would leave its request unanswered; the text is
     // ours and holds no payload.
     std::panic::set_hook(Box::new(|panic| {

@@ -172,7 +172,18 @@ pub(super) fn describe(pkcs11: &Pkcs11, slot: Slot, info: &Raw) -> Result<TokenI
             Err(fault) => return Err(fault.failed("cannot list the token's mechanisms")),
         }
     }
+    // Only told, so that a module which cannot say serves all the same.
+    let library = pkcs11.get_library_info().ok().map(|library| {
+        let description = library.library_description();
+        format!("{description} {}", library.library_version())
+    });
     Ok(TokenInfo {
+        library,
+        firmware: format!(
+            "hardware {}, firmware {}",
+            info.hardware_version(),
+            info.firmware_version()
+        ),
         label: info.label().to_owned(),
         serial: info.serial_number().to_owned(),
         manufacturer: info.manufacturer_id().to_owned(),
