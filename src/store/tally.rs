@@ -24,8 +24,11 @@ pub struct Calls {
 }
 
 /// Attempts and retries, by operation and answer.
+type Counts = BTreeMap<(String, &'static str), (u64, u64)>;
+
+/// What was counted so far.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<BTreeMap<(String, &'static str), (u64, u64)>>);
+pub(super) struct Tally(Mutex<Counts>);
 
 impl Tally {
     pub(super) fn calls(&self) -> Vec<Calls> {
