@@ -2,9 +2,9 @@
 //! client's (SECURITY rule 25).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::sync::OnceLock;
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::net::UnixStream;
 
 use crate::audit::Actor;
@@ -32,11 +32,9 @@ pub(super) struct Peer {
     pub(super) subject: Subject,
     /// Its process.
     pub(super) pid: Option<i32>,
-    /// What that process called itself: informational, and only if it could
-    /// be found out.
-    comm: OnceLock<String>,
-    /// The process itself: while this is held, `pid` is nobody else's.
-    _process: Option<OwnedFd>,
+    /// What that process called itself: informational, and only where it can
+    /// be found out. A server that landlock confines cannot look into /proc.
+    comm: Option<String>,
 }
 
 impl Peer {
@@ -44,6 +42,7 @@ impl Peer {
     /// SO_PEERPIDFD of a connection.
     pub(super) fn of(stream: &UnixStream) -> io::Result<Self> {
         let cred = stream.peer_cred()?;
+        let process = pidfd(stream);
         Ok(Self {
             subject: Subject {
                 uid: cred.uid(),
@@ -51,8 +50,10 @@ impl Peer {
                 groups: groups(stream)?,
             },
             pid: cred.pid(),
-            comm: OnceLock::new(),
-            _process: pidfd(stream),
+            comm: cred
+                .pid()
+                .zip(process)
+                .and_then(|(pid, process)| comm(pid, &process)),
         })
     }
 
@@ -73,7 +74,7 @@ impl Peer {
 
     /// What its process called itself, if that is known.
     pub(super) fn comm(&self) -> Option<&str> {
-        self.comm.get().map(String::as_str)
+        self.comm.as_deref()
     }
 }
 
@@ -99,6 +100,16 @@ fn groups(stream: &UnixStream) -> io::Result<Vec<u32>> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// A process's own name for itself. Whether it still runs is asked afterwards:
+/// its number may be another's once it has ended.
+fn comm(pid: i32, process: &OwnedFd) -> Option<String> {
+    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let mut ended = [PollFd::new(process, PollFlags::IN)];
+    let runs = poll(&mut ended, Some(&Timespec::default())).ok()? == 0;
+    let name = String::from_utf8_lossy(&name).trim_end().to_owned();
+    runs.then_some(name)
 }
 
 fn pidfd(stream: &UnixStream) -> Option<OwnedFd> {
@@ -146,5 +157,8 @@ mod tests {
         let own: Vec<u32> = own.into_iter().map(rustix::process::Gid::as_raw).collect();
         assert_eq!(peer.subject.groups, own);
         assert_eq!(peer.pid.map(i32::unsigned_abs), Some(std::process::id()));
+        let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+        // Since Linux 6.5.
+        assert!(peer.comm().is_none_or(|comm| comm == name.trim_end()));
     }
 }

@@ -141,8 +141,8 @@ fn run() -> Result<(), Error> {
     })
 }
 
-/// A connection takes two descriptors, a request more: the usual soft limit
-/// of 1,024 exists for programs that use select(2). Best effort.
+/// Connections and requests take more descriptors than the usual soft limit
+/// of 1,024, which exists for programs that use select(2). Best effort.
 fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
