@@ -9,7 +9,8 @@ mod grammar;
 mod units;
 
 pub use grammar::{
-    Agent, Checksum, GcmIv, Key, KeyUse, Keyslots, Message, PayloadSigning, S3, Spool, Token,
+    Agent, Anchor, Audit, AuditAlso, Checksum, GcmIv, Key, KeyUse, Keyslots, Message,
+    PayloadSigning, S3, Spool, Token,
 };
 pub use units::{Length, Timeout, WrapLimit};
 
@@ -23,6 +24,9 @@ const MAX_PART_SIZE: u64 = 5 << 30;
 /// Frame lengths we write, in bytes: below 4 KiB the 32 bytes a frame costs
 /// stop being negligible; above 16 MiB other readers' memory does.
 const FRAME_LENGTH: std::ops::RangeInclusive<u64> = (4 << 10)..=(16 << 20);
+/// Sizes of a file of audit records, in bytes: below 64 KiB a busy agent makes
+/// several a second; above 1 GiB a start, which reads the last, takes seconds.
+const ROTATE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
 
 /// A configuration that passed every check which needs nothing but its text.
 #[derive(Clone, Debug)]
@@ -39,6 +43,8 @@ pub struct Config {
     pub spool: Spool,
     /// `[keyslots]`.
     pub keyslots: Keyslots,
+    /// `[audit]`.
+    pub audit: Audit,
     /// `[[token]]`, at least one.
     pub tokens: Vec<Token>,
     /// `[[key]]`, possibly none on a host that is being set up.
@@ -109,6 +115,7 @@ impl Config {
             message: file.message,
             spool: file.spool,
             keyslots: file.keyslots,
+            audit: file.audit,
             tokens: file.token,
             keys: file.key,
         };
@@ -127,8 +134,26 @@ impl Config {
         rings.all(|r| r == first).then_some(first)
     }
 
+    /// Where the audit log is kept.
+    #[must_use]
+    pub fn audit_dir(&self) -> PathBuf {
+        let default = || self.agent.state_dir.join("audit");
+        self.audit.dir.clone().unwrap_or_else(default)
+    }
+
+    /// The token whose key signs checkpoints, if any does.
+    #[must_use]
+    pub fn checkpoint_token(&self) -> Option<&Token> {
+        self.audit.checkpoint_key.as_ref()?;
+        match &self.audit.checkpoint_token {
+            Some(name) => self.tokens.iter().find(|token| token.name == *name),
+            None => self.tokens.first(),
+        }
+    }
+
     fn check(&self) -> Result<(), (String, String)> {
         self.check_limits()?;
+        self.check_audit()?;
         self.check_s3()?;
         self.check_tokens()?;
         self.check_keys()
@@ -199,6 +224,42 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    fn check_audit(&self) -> Result<(), (String, String)> {
+        let audit = &self.audit;
+        if !ROTATE.contains(&audit.rotate.bytes()) {
+            return err(
+                format!(
+                    "audit.rotate is {}; it must be from 64 KiB to 1 GiB",
+                    audit.rotate
+                ),
+                "leave it out for the default of 64 MiB",
+            );
+        }
+        if audit.dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+            return err("audit.dir is not an absolute path", "write the whole path");
+        }
+        let Some(key) = &audit.checkpoint_key else {
+            return match (&audit.checkpoint_token, &audit.anchor) {
+                (None, None) => Ok(()),
+                _ => err(
+                    "audit.checkpoint_token and audit.anchor need audit.checkpoint_key",
+                    "an unsigned checkpoint proves nothing to anybody: `strongroom key generate` can make a signing key",
+                ),
+            };
+        };
+        match &audit.checkpoint_token {
+            None if self.tokens.len() > 1 => err(
+                format!("audit.checkpoint_key {key:?} needs audit.checkpoint_token"),
+                "several tokens are configured: name the one that holds it",
+            ),
+            Some(name) if !self.tokens.iter().any(|token| token.name == *name) => err(
+                format!("audit.checkpoint_token is {name:?}, which is not configured"),
+                "name one of the [[token]]",
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn check_s3(&self) -> Result<(), (String, String)> {

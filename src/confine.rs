@@ -118,6 +118,8 @@ pub struct ServerPaths {
     pub state_dir: PathBuf,
     /// Read and write below it.
     pub spool_dir: PathBuf,
+    /// Further directories to read and write below.
+    pub extra_write: Vec<PathBuf>,
     /// Trust anchors, read.
     pub ca_bundle: Option<PathBuf>,
     /// Further files and directories to read.

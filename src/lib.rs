@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod agent;
 pub mod api;
+pub mod audit;
 pub mod binding;
 pub mod catalog;
 pub mod cli;

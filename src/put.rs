@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::api::{Error, ErrorKind, Receipt};
+use crate::audit::Op;
 use crate::binding;
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
@@ -48,7 +49,9 @@ pub struct PutRequest {
     pub length: Option<u64>,
 }
 
-/// Stores one object and returns its receipt once it is durable.
+/// Stores one object and returns its receipt once it is durable. `op` is told
+/// what is known of it, and begins before the request that makes the object
+/// (SECURITY rule 28).
 ///
 /// # Errors
 /// Any failure leaves nothing in S3: no object, no multipart upload. The
@@ -57,7 +60,9 @@ pub async fn put(
     engine: &Engine,
     request: PutRequest,
     source: &mut impl Plaintext,
+    op: &mut Op,
 ) -> Result<Receipt, Error> {
+    op.check()?;
     engine.check_reserved(&request.place)?;
     request.attributes.check().map_err(|e| store_error(&e))?;
     let key = engine.keyring.active(request.ring.as_deref())?;
@@ -75,6 +80,10 @@ pub async fn put(
         .map_err(|e| message_error(&e))?;
     engine.keyring.wrap(&key, &mut draft).await?;
     let message_id = draft.message_id();
+    let event = op.event();
+    event.message_id = Some(message_id.to_string());
+    event.wrapping_key = Some(key.name.clone());
+    event.check_value = engine.keyring.check_value(&key.name);
     let (header, sealer) = draft.seal().map_err(|e| message_error(&e))?;
     assembly.header(&header)?;
 
@@ -93,7 +102,7 @@ pub async fn put(
     let needs_slot = job.add_header_metadata();
 
     let outcome = job
-        .run(assembly, sealer, source, request.length, needs_slot)
+        .run(assembly, sealer, source, request.length, needs_slot, op)
         .await;
     let (finished, stored, guard) = match outcome {
         Ok(done) => done,
@@ -105,6 +114,10 @@ pub async fn put(
         }
     };
 
+    let event = op.event();
+    event.version_id.clone_from(&stored.version_id);
+    event.stored_size = Some(stored.size);
+    event.checksum = Some(stored.checksum.clone());
     let receipt = Receipt {
         bucket: job.place.bucket,
         key: job.place.key,
@@ -160,6 +173,7 @@ impl<'e> Job<'e> {
         source: &mut impl Plaintext,
         length: Option<u64>,
         needs_slot: bool,
+        op: &mut Op,
     ) -> Result<Done<'e>, Error> {
         let mut cancel = self.cancel.clone();
         while !unless(&mut cancel, assembly.fill_frame(source)).await? {
@@ -182,6 +196,7 @@ impl<'e> Job<'e> {
                 format!("{declared} bytes were declared and {finished} arrived"),
             ));
         }
+        op.event().plaintext_size = Some(finished);
         let last = unless(&mut cancel, assembly.take_part()).await?;
 
         if needs_slot {
@@ -191,6 +206,7 @@ impl<'e> Job<'e> {
         let place = self.place.clone();
         let lock = async { Ok(engine.lock_place(&place).await) };
         if self.upload.is_none() {
+            op.begin().await?;
             let guard = unless(&mut cancel, lock).await?;
             let stored = engine
                 .store
@@ -203,6 +219,7 @@ impl<'e> Job<'e> {
         // makes the object, and only that is not interrupted.
         unless(&mut cancel, self.send(last)).await?;
         unless(&mut cancel, self.drained()).await?;
+        op.begin().await?;
         let guard = unless(&mut cancel, lock).await?;
         // `complete` consumes the upload and aborts it if it fails.
         let stored = match self.upload.take() {

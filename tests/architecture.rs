@@ -19,6 +19,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("store", Floor::Parts),
     ("catalog", Floor::Parts),
     ("message", Floor::Parts),
+    ("audit", Floor::Parts),
     ("fault", Floor::Words),
     ("binding", Floor::Words),
     ("keyring", Floor::Keyring),

@@ -9,10 +9,12 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
 use crate::api::{Error, ErrorKind, header};
+use crate::audit::{Kind, Op};
 use crate::get::{self, Facts, GetRequest, PlaintextBody, Wanted};
 use crate::objects::{self, ListRequest};
 use crate::put::{self, PutRequest};
 
+use super::peer::Peer;
 use super::reply::{self, Body};
 use super::request::{self, Query, Target};
 use super::source::HttpSource;
@@ -23,6 +25,18 @@ pub(super) struct Granted {
     pub(super) app: Arc<App>,
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) request_id: String,
+    pub(super) peer: Peer,
+}
+
+impl Granted {
+    /// The records of this request.
+    fn op(&self, kind: Kind, bucket: &str, key: Option<&str>) -> Op {
+        let actor = self.peer.actor();
+        let mut op = self.app.audit.op(kind, actor, &self.request_id);
+        op.event().bucket = Some(bucket.to_owned());
+        op.event().key = key.map(str::to_owned);
+        op
+    }
 }
 
 pub(super) async fn put(
@@ -41,12 +55,17 @@ pub(super) async fn put(
         // Absent for chunked bodies; hyper has checked the header's form.
         length: request::text(headers, "content-length")?.and_then(|n| n.parse().ok()),
     };
+    let place = &request.place;
+    let mut op = granted.op(Kind::Put, &place.bucket, Some(&place.key));
+    if let Err(error) = granted.app.check_ready() {
+        return op.finish(Err(error)).await;
+    }
     let Granted {
         app,
         permit,
         request_id,
+        ..
     } = granted;
-    app.check_ready()?;
     let engine = app.engine.clone();
     // Dropped with this handler, which hyper drops when the client goes.
     let (present, client) = oneshot::channel();
@@ -56,7 +75,18 @@ pub(super) async fn put(
     // aborted, and the permit kept until it is.
     let upload = async move {
         let _permit = permit;
-        let outcome = put::put(&engine, request, &mut source).await;
+        let outcome = put::put(&engine, request, &mut source, &mut op).await;
+        // Also of a client that has left; durable before one hears of it.
+        let kind = outcome.as_ref().map(|_| ()).map_err(|error| error.kind);
+        let recorded = op.end(kind).await;
+        let outcome = outcome.and_then(|receipt| match recorded {
+            Ok(()) => Ok(receipt),
+            Err(error) => {
+                let detail = format!("the object is in S3, but {}", error.detail);
+                Err(Error::new(error.kind, detail)
+                    .hint("its record is written as soon as it can be"))
+            }
+        });
         if let Err(Err(error)) = answer.send(outcome) {
             tracing::warn!(
                 request_id,
@@ -104,16 +134,32 @@ pub(super) async fn get(
         allow_uncommitted: request::flag(headers, header::ALLOW_UNCOMMITTED)?,
         bound_to: request::bound_to(headers)?,
     };
-    let (facts, mut body) = get::get(&granted.app.engine, request).await?;
-    if !head {
+    let kind = if head { Kind::Head } else { Kind::Get };
+    let place = &request.place;
+    let mut op = granted.op(kind, &place.bucket, Some(&place.key));
+    op.event().version_id.clone_from(&request.version_id);
+    op.check()?;
+    let (facts, mut body) = match get::get(&granted.app.engine, request).await {
+        Ok(opened) => opened,
+        Err(error) => return op.finish(Err(error)).await,
+    };
+    tell(&mut op, &granted.app, &facts, wanted);
+    op.begin().await?;
+    let op = match head {
+        true => {
+            op.finish(Ok(())).await?;
+            None
+        }
         // An alteration in the first part is then a 422, not a broken body.
-        body.prime().await?;
-    }
+        false => match body.prime().await {
+            Ok(()) => Some(op),
+            Err(error) => return op.finish(Err(error)).await,
+        },
+    };
     let partial = matches!(wanted, Wanted::Span(..) | Wanted::Suffix(..));
-    let mut response = Response::new(if head {
-        reply::full(Bytes::new())
-    } else {
-        stream(granted, body)
+    let mut response = Response::new(match op {
+        None => reply::full(Bytes::new()),
+        Some(op) => stream(granted, body, op, &facts),
     });
     if partial {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -127,6 +173,20 @@ pub(super) async fn get(
     }
     describe(&mut response, &facts, head);
     Ok(response)
+}
+
+/// What is known of an opened object, for the records.
+fn tell(op: &mut Op, app: &App, facts: &Facts, wanted: Wanted) {
+    let event = op.event();
+    event.message_id = Some(facts.message_id.clone());
+    event.wrapping_key = Some(facts.wrapping_key.clone());
+    event.check_value = app.engine.keyring.check_value(&facts.wrapping_key);
+    event.version_id.clone_from(&facts.version_id);
+    event.plaintext_size = Some(facts.plaintext_len);
+    event.foreign = facts.foreign;
+    if matches!(wanted, Wanted::Span(..) | Wanted::Suffix(..)) {
+        event.span = Some([facts.span.start, facts.span.end - 1]);
+    }
 }
 
 fn describe(response: &mut Response<Body>, facts: &Facts, head: bool) {
@@ -154,12 +214,31 @@ fn describe(response: &mut Response<Body>, facts: &Facts, head: bool) {
 
 /// The plaintext as a response body. An error breaks the connection before
 /// `Content-Length` is reached; why is kept for `GET /v1/requests/{id}`.
-fn stream(granted: Granted, body: PlaintextBody) -> Body {
-    let state = (granted, body);
+///
+/// The operation's end is recorded when the body is dropped: nobody asks for
+/// what comes after the last byte. The records come first in the state, so
+/// that the request's permit outlives them.
+fn stream(granted: Granted, body: PlaintextBody, mut op: Op, facts: &Facts) -> Body {
+    let total = facts.span.end - facts.span.start;
+    op.event().released = Some(0);
+    if total == 0 {
+        op.settle(Ok(()));
+    }
+    let state = (op, body, granted);
     reply::stream(futures_util::stream::unfold(
         state,
-        |(granted, mut body)| async move {
+        move |(mut op, mut body, granted)| async move {
             let next = body.next().await?;
+            match &next {
+                Ok(bytes) => {
+                    let released = op.event().released.get_or_insert(0);
+                    *released += bytes.len() as u64;
+                    if *released == total {
+                        op.settle(Ok(()));
+                    }
+                }
+                Err(error) => op.settle(Err(error.kind)),
+            }
             if let Err(error) = &next {
                 tracing::error!(
                     request_id = granted.request_id,
@@ -173,7 +252,7 @@ fn stream(granted: Granted, body: PlaintextBody) -> Body {
                     .failures
                     .record(error.problem(&granted.request_id));
             }
-            Some((next.map(Frame::data), (granted, body)))
+            Some((next.map(Frame::data), (op, body, granted)))
         },
     ))
 }
@@ -185,12 +264,17 @@ pub(super) async fn delete(
 ) -> Result<Response<Body>, Error> {
     query.allow(&["version_id"])?;
     let place = target.place()?;
+    let version = query.value("version_id");
+    let mut op = granted.op(Kind::Delete, &place.bucket, Some(&place.key));
+    op.event().version_id.clone_from(&version);
     let Granted { app, permit, .. } = granted;
     // A task of its own: a client that leaves in between must not keep the
     // catalogue from recording what S3 has done.
     let work = async move {
         let _permit = permit;
-        objects::delete(&app.engine, &place, query.value("version_id").as_deref()).await?;
+        op.begin().await?;
+        let outcome = objects::delete(&app.engine, &place, version.as_deref()).await;
+        op.finish(outcome).await?;
         tracing::info!(bucket = place.bucket, key = place.key, "deleted");
         Ok::<(), Error>(())
     };
@@ -202,7 +286,11 @@ pub(super) async fn delete(
     Ok(response)
 }
 
-pub(super) async fn list(app: &App, bucket: String, query: Query) -> Result<Response<Body>, Error> {
+pub(super) async fn list(
+    granted: Granted,
+    bucket: String,
+    query: Query,
+) -> Result<Response<Body>, Error> {
     query.allow(&["prefix", "delimiter", "continuation"])?;
     let request = ListRequest {
         bucket,
@@ -210,17 +298,24 @@ pub(super) async fn list(app: &App, bucket: String, query: Query) -> Result<Resp
         delimiter: query.value("delimiter"),
         continuation: query.value("continuation"),
     };
-    reply::json(StatusCode::OK, &objects::list(&app.engine, &request).await?)
+    let prefix = request.prefix.as_deref();
+    let mut op = granted.op(Kind::List, &request.bucket, prefix);
+    op.begin().await?;
+    let outcome = objects::list(&granted.app.engine, &request).await;
+    reply::json(StatusCode::OK, &op.finish(outcome).await?)
 }
 
 pub(super) async fn inspect(
-    app: &App,
+    granted: Granted,
     target: Target,
     query: Query,
 ) -> Result<Response<Body>, Error> {
     query.allow(&["inspect", "version_id"])?;
     let place = target.place()?;
     let version = query.value("version_id");
-    let report = objects::inspect(&app.engine, &place, version.as_deref()).await?;
-    reply::json(StatusCode::OK, &report)
+    let mut op = granted.op(Kind::Inspect, &place.bucket, Some(&place.key));
+    op.event().version_id.clone_from(&version);
+    op.begin().await?;
+    let outcome = objects::inspect(&granted.app.engine, &place, version.as_deref()).await;
+    reply::json(StatusCode::OK, &op.finish(outcome).await?)
 }

@@ -3,6 +3,7 @@
 use tokio::net::UnixStream;
 
 use crate::api::{Error, ErrorKind};
+use crate::audit::Actor;
 
 /// The uid that stands for users of another user namespace (SECURITY rule
 /// 25): it could be anybody, so it is nobody.
@@ -25,6 +26,16 @@ impl Peer {
             gid: cred.gid(),
             pid: cred.pid(),
         })
+    }
+
+    /// Who records say it was.
+    pub(super) fn actor(&self) -> Actor {
+        Actor {
+            uid: self.uid,
+            gid: self.gid,
+            pid: self.pid,
+            comm: None,
+        }
     }
 
     /// Until grants exist, root and the agent's own user may do everything

@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo};
 use crate::config::WrapLimit;
 
+use super::audit::{self, Asked};
 use super::objects::{self, Granted};
 use super::peer::Peer;
 use super::reply::{self, Body};
@@ -38,6 +39,7 @@ pub(super) async fn answer(
         uid = peer.uid,
         pid = peer.pid,
     );
+    let asked = Asked::of(&request);
     let response = async {
         match route(&app, peer, request, &request_id).await {
             Ok(response) => response,
@@ -50,6 +52,9 @@ pub(super) async fn answer(
                     gid = peer.gid,
                     "request failed"
                 );
+                if error.kind == ErrorKind::Forbidden {
+                    audit::denied(&app.audit, peer.actor(), &request_id, asked, &error).await;
+                }
                 // A HEAD's answer has no body: its client asks for the reason.
                 // Others' refusals would only push out what somebody waits for.
                 if peer.authorise("be told").is_ok() {
@@ -82,14 +87,15 @@ async fn route(
             app: app.clone(),
             permit,
             request_id: request_id.to_owned(),
+            peer,
         };
         return match (operation, target.key.is_some()) {
             ("put", _) => objects::put(granted, target, query, &parts.headers, body).await,
             ("get", true) => objects::get(granted, target, query, &parts.headers, false).await,
             ("head", true) => objects::get(granted, target, query, &parts.headers, true).await,
-            ("inspect", true) => objects::inspect(app, target, query).await,
+            ("inspect", true) => objects::inspect(granted, target, query).await,
             ("delete", _) => objects::delete(granted, target, query).await,
-            ("get", false) => objects::list(app, target.bucket, query).await,
+            ("get", false) => objects::list(granted, target.bucket, query).await,
             _ => Err(not_allowed(&parts.method, &path)),
         };
     }
@@ -126,7 +132,7 @@ async fn route(
         }
         (&Method::POST, "/v1/keys") => {
             peer.authorise("administer")?;
-            generate_key(app, body).await
+            generate_key(app, peer, body).await
         }
         (&Method::POST, "/v1/reload") => {
             peer.authorise("administer")?;
@@ -181,7 +187,7 @@ fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
     })
 }
 
-async fn generate_key(app: &App, body: Incoming) -> Result<Response<Body>, Error> {
+async fn generate_key(app: &App, peer: Peer, body: Incoming) -> Result<Response<Body>, Error> {
     let body = http_body_util::Limited::new(body, MAX_JSON).collect();
     let bytes = tokio::time::timeout(JSON_PATIENCE, body)
         .await
@@ -196,17 +202,20 @@ async fn generate_key(app: &App, body: Incoming) -> Result<Response<Body>, Error
             format!("no token {:?} is configured", wanted.token),
         )
     })?;
+    app.audit.check()?;
     let key = token
         .generate_key(&wanted.label)
         .await
         .map_err(Error::from)?;
+    let check_value = key.check_value.map(|v| data_encoding::HEXLOWER.encode(&v));
+    audit::generated(app, peer.actor(), &wanted, check_value.clone()).await?;
     let info = KeyInfo {
         name: wanted.label.clone(),
         tokens: vec![wanted.token.clone()],
         token: wanted.token,
         label: wanted.label,
         attributes: key.attributes,
-        check_value: key.check_value.map(|v| data_encoding::HEXLOWER.encode(&v)),
+        check_value,
         ready: true,
         wrap_limit: WrapLimit::default().wraps(),
         wraps_complete: true,

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::api::{Error, ErrorKind};
+use crate::audit::{Audit, Event, Identity, Kind};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::confine::{self, ServerPaths};
@@ -23,6 +25,7 @@ use crate::keyring::Keyring;
 use crate::store::{Limits, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
+use super::audit::{self, Watch};
 use super::reply::Failures;
 use super::serve;
 use super::state::{App, ReloadRequest};
@@ -78,6 +81,9 @@ fn run() -> Result<(), Error> {
         .map_err(|e| Error::new(ErrorKind::Misconfigured, e.message))?;
     let spool_dir = spool_dir(&config);
     std::fs::create_dir_all(&spool_dir).map_err(fatal("the spool directory"))?;
+    let extra_write = beyond_state(&config)?;
+    let identity = Identity::of_this_host();
+    let start = audit::configured(Kind::Start, &config_text);
 
     // From here on nothing but state, spool and trust anchors can be opened;
     // it must come before the first further thread (SECURITY rule 24).
@@ -85,6 +91,7 @@ fn run() -> Result<(), Error> {
         state_dir: config.agent.state_dir.clone(),
         spool_dir: spool_dir.clone(),
         ca_bundle: config.s3.ca_bundle.clone(),
+        extra_write,
         extra_read: Vec::new(),
         config_path: config.path.clone(),
         denied: denied(&config),
@@ -99,8 +106,16 @@ fn run() -> Result<(), Error> {
     runtime.block_on(async {
         let listener = listen(listener)?;
         let control = control.into_async().map_err(fatal("the control channel"))?;
-        let server =
-            Server::build(config, spool_dir, confinement.to_string(), supervisor_pid).await?;
+        let (audit, unended) = Audit::start(audit::settings(&config), identity, start)
+            .map_err(fatal("the audit log's writer"))?;
+        let server = Server::build(
+            config,
+            spool_dir,
+            confinement.to_string(),
+            supervisor_pid,
+            audit,
+        )
+        .await?;
         server.run(listener, control).await
     })
 }
@@ -119,6 +134,20 @@ fn spool_dir(config: &Config) -> PathBuf {
         .dir
         .clone()
         .unwrap_or_else(|| config.agent.state_dir.join("spool"))
+}
+
+/// Directories of the audit log that lie outside the state directory.
+fn beyond_state(config: &Config) -> Result<Vec<PathBuf>, Error> {
+    let dir = config.audit_dir();
+    if dir.starts_with(&config.agent.state_dir) {
+        return Ok(Vec::new());
+    }
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(fatal("the audit log's directory"))?;
+    Ok(vec![dir])
 }
 
 /// What the server must not be able to open.
@@ -140,6 +169,8 @@ struct Server {
     waiting: Vec<oneshot::Sender<Result<(), Error>>>,
     /// The current worker of each token: process id and generation.
     workers: HashMap<String, (u32, u64)>,
+    /// Tokens and keys as the audit log has them.
+    watch: Watch,
 }
 
 impl Server {
@@ -148,6 +179,7 @@ impl Server {
         spool_dir: PathBuf,
         confinement: String,
         supervisor_pid: u32,
+        audit: Audit,
     ) -> Result<Self, Error> {
         let catalog = Catalog::open(&config.agent.state_dir)?;
         let limits = Limits::default();
@@ -169,6 +201,7 @@ impl Server {
         );
         let app = Arc::new(App {
             engine,
+            audit,
             permits: Arc::new(Semaphore::new(config.agent.max_requests)),
             max_requests: config.agent.max_requests,
             failures: Failures::default(),
@@ -188,6 +221,7 @@ impl Server {
             config,
             waiting: Vec::new(),
             workers: HashMap::new(),
+            watch: Watch::default(),
         })
     }
 
@@ -210,6 +244,8 @@ impl Server {
         loop {
             let out = tokio::select! {
                 done = &mut serving => {
+                    self.app.audit.send(Event::new(Kind::Stop));
+                    self.app.audit.close().await;
                     return done.map_err(|e| Error::new(ErrorKind::Internal, "the listener ended abnormally").log(e));
                 }
                 message = control.recv() => match message.map_err(fatal("the control channel"))? {
@@ -227,6 +263,7 @@ impl Server {
                     Some(ToSupervisor::Reload)
                 }
                 _ = tick.tick() => {
+                    self.record_changes();
                     let now = self.app.health();
                     (now != told.0 || told.1.elapsed() >= HEARTBEAT).then(|| {
                         told = (now, Instant::now());
@@ -306,18 +343,27 @@ impl Server {
         self.app.engine.keyring.update(&config);
         let fixed = |c: &Config| {
             format!(
-                "{:?} {:?} {:?} {:?} {:?}",
-                c.agent, c.s3, c.message, c.spool, c.keyslots
+                "{:?} {:?} {:?} {:?} {:?} {:?}",
+                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit
             )
         };
         if fixed(&config) != fixed(&self.config) {
             tracing::warn!(
-                "[agent], [s3], [message], [spool] and [keyslots] take effect at the next start"
+                "[agent], [s3], [message], [spool], [keyslots] and [audit] take effect at the next start"
             );
         }
         self.config = config;
+        self.app.audit.send(audit::configured(Kind::Config, text));
+        self.record_changes();
         tracing::info!("reloaded");
         Ok(())
+    }
+
+    fn record_changes(&mut self) {
+        let keyring = &self.app.engine.keyring;
+        for event in self.watch.look(&keyring.token_status(), &keyring.keys()) {
+            self.app.audit.send(event);
+        }
     }
 
     fn replace(&self, stuck: &Stuck) -> Option<ToSupervisor> {

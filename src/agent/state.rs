@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api::{Error, ErrorKind, KeyInfo, Status};
+use crate::audit::Audit;
 use crate::engine::Engine;
 
 use super::reply::Failures;
@@ -17,6 +18,7 @@ pub(super) type ReloadRequest = oneshot::Sender<Result<(), Error>>;
 /// The running server.
 pub(super) struct App {
     pub(super) engine: Arc<Engine>,
+    pub(super) audit: Audit,
     /// One permit a request in progress.
     pub(super) permits: Arc<Semaphore>,
     pub(super) max_requests: usize,
@@ -39,6 +41,9 @@ impl App {
     pub(super) fn health(&self) -> &'static str {
         if self.is_stopping() {
             return "stopping";
+        }
+        if self.audit.check().is_err() {
+            return "audit-failed";
         }
         let tokens = self.engine.keyring.token_status();
         if self.engine.keyring.exhaustion().is_some() {
@@ -72,6 +77,8 @@ impl App {
 
     /// Whether a new upload would be taken.
     pub(super) fn check_ready(&self) -> Result<(), Error> {
+        // Nothing is stored that cannot be recorded.
+        self.audit.check()?;
         let kind = match self.health() {
             "ready" | "degraded" => return Ok(()),
             "stopping" => ErrorKind::ShuttingDown,

@@ -104,6 +104,8 @@ kinds! {
     KeyExhausted => "key-exhausted", 503, 75, "the wrapping key is used up", "make a new key the ring's active one (docs/operations.md, rotation); what the old one wrapped is still read";
     /// The catalogue cannot be read or written.
     StateFailed => "state-failed", 503, 75, "the state directory failed", "check space and permissions of agent.state_dir";
+    /// The audit log cannot be written.
+    AuditFailed => "audit-failed", 503, 75, "the audit log cannot be written", "check space and permissions of audit.dir; nothing is stored, read, listed or deleted until it can be written again";
     /// SIGTERM was received.
     ShuttingDown => "shutting-down", 503, 75, "the agent is stopping", "try again when it runs again";
     /// The client cannot reach the agent. Never sent over HTTP.

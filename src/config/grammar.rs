@@ -24,7 +24,8 @@ pub(super) struct File {
     pub(super) token: Vec<Token>,
     #[serde(default)]
     pub(super) key: Vec<Key>,
-    audit: Option<toml::Table>,
+    #[serde(default)]
+    pub(super) audit: Audit,
     metrics: Option<toml::Table>,
     recipients: Option<toml::Table>,
     recipient: Option<Vec<toml::Table>>,
@@ -36,7 +37,6 @@ impl File {
     /// The first setting that the grammar has and this release does not.
     pub(super) fn unimplemented(&self) -> Option<String> {
         let tables = [
-            ("[audit]", self.audit.is_some()),
             ("[metrics]", self.metrics.is_some()),
             ("[recipients]", self.recipients.is_some()),
             ("[[recipient]]", self.recipient.is_some()),
@@ -225,6 +225,95 @@ impl Default for Keyslots {
             bucket: None,
             prefix: ".strongroom/keyslots/".into(),
         }
+    }
+}
+
+/// A second sink of audit records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuditAlso {
+    /// systemd's journal.
+    Journald,
+    /// The local syslog.
+    Syslog,
+}
+
+/// `[audit]`: the record of what was done (docs/audit.md).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// The directory; `audit` in the state directory when absent.
+    pub dir: Option<PathBuf>,
+    /// CKA_LABEL of the key that signs checkpoints; unsigned when absent.
+    pub checkpoint_key: Option<String>,
+    /// The token that holds it; the only one when absent.
+    pub checkpoint_token: Option<String>,
+    /// Where checkpoints are put out of the operator's reach.
+    pub anchor: Option<Anchor>,
+    /// How long Object Lock keeps each of them there.
+    pub anchor_retention: Timeout,
+    /// The size after which a file of records is followed by another.
+    pub rotate: Length,
+    /// Where each record goes as well, best effort.
+    pub also: Option<AuditAlso>,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            checkpoint_key: None,
+            checkpoint_token: None,
+            anchor: None,
+            anchor_retention: Timeout::from_secs(YEAR),
+            rotate: Length::from_bytes(64 << 20),
+            also: None,
+        }
+    }
+}
+
+/// Seconds of a year, as the units of durations have it.
+const YEAR: u64 = 31_557_600;
+
+/// Where checkpoints are anchored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// `s3://BUCKET/PREFIX/`.
+    S3 {
+        /// The bucket, with Object Lock.
+        bucket: String,
+        /// What their names begin with; ends with a slash or is empty.
+        prefix: String,
+    },
+    /// `file:///DIR`: a directory that is written once, by its mount.
+    Dir(PathBuf),
+}
+
+impl<'de> Deserialize<'de> for Anchor {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "{text:?} is neither s3://BUCKET/PREFIX/ nor file:///DIRECTORY"
+            ))
+        })
+    }
+}
+
+impl Anchor {
+    /// From its URL.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(path) = text.strip_prefix("file://") {
+            return path.starts_with('/').then(|| Self::Dir(path.into()));
+        }
+        let rest = text.strip_prefix("s3://")?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let fine = !bucket.is_empty() && (prefix.is_empty() || prefix.ends_with('/'));
+        fine.then(|| Self::S3 {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+        })
     }
 }
 

@@ -68,7 +68,6 @@ fn wrong_types_and_limits_are_named() {
 #[test]
 fn settings_of_later_releases_are_refused_not_ignored() {
     for text in [
-        "[audit]\n",
         "[metrics]\n",
         "[recipients]\n",
         "[[recipient]]\n",
@@ -81,6 +80,35 @@ fn settings_of_later_releases_are_refused_not_ignored() {
         &format!("{TOKEN}{KEY}cryptoperiod='1y'\n"),
         &["cryptoperiod", "not implemented"],
     );
+}
+
+#[test]
+fn the_audit_log_has_one_signer_and_a_place_it_can_be_written() {
+    let token2 = TOKEN.replace("name='t'", "name='u'");
+    let config = parse(&format!(
+        "[audit]\ncheckpoint_key='a'\nanchor='s3://b/p/'\nalso='journald'\n{TOKEN}"
+    ));
+    let config = config.unwrap();
+    assert_eq!(config.checkpoint_token().unwrap().name, "t");
+    assert_eq!(config.audit_dir(), Path::new("/var/lib/strongroom/audit"));
+    assert_eq!(
+        config.audit.anchor_retention.duration().as_secs(),
+        31_557_600
+    );
+    for (text, words) in [
+        ("anchor='s3://b/p/'", &["anchor", "checkpoint_key"][..]),
+        (
+            "checkpoint_key='a'\nanchor='s3://b/p'",
+            &["s3://b/p", "PREFIX/"],
+        ),
+        ("checkpoint_key='a'\nanchor='file://x'", &["file://x"]),
+        ("checkpoint_key='a'\ncheckpoint_token='v'", &["\"v\""]),
+        ("checkpoint_key='a'", &["checkpoint_token"]),
+        ("rotate='1 KiB'", &["rotate", "64 KiB"]),
+        ("dir='audit'", &["audit.dir"]),
+    ] {
+        refused(&format!("[audit]\n{text}\n{TOKEN}{token2}"), words);
+    }
 }
 
 #[test]

@@ -81,7 +81,8 @@ pub(super) fn confine(paths: &ServerPaths) -> Result<Result<String, String>, Con
         // It can neither signal its siblings nor reach abstract sockets.
         .scope(Scope::from_all(LANDLOCK))?
         .create()?;
-    for path in [&paths.state_dir, &paths.spool_dir] {
+    let own_dirs = [&paths.state_dir, &paths.spool_dir];
+    for path in own_dirs.into_iter().chain(&paths.extra_write) {
         rules = allow(rules, path, own)?.map_err(|source| ConfineError::Path {
             path: path.clone(),
             source,

@@ -52,6 +52,18 @@ impl Keyring {
             .collect()
     }
 
+    /// The check value of a configured key as a token of its reported it,
+    /// hexadecimal.
+    #[must_use]
+    pub fn check_value(&self, name: &str) -> Option<String> {
+        let live = self.read();
+        let key = live.keys.iter().find(|key| key.name == name)?;
+        let states = live.tokens_of(key).flat_map(Token::keys);
+        let mut own = states.filter(|state| state.spec.name == name);
+        let value = own.find_map(|state| state.check_value)?;
+        Some(data_encoding::HEXLOWER.encode(&value))
+    }
+
     fn report(&self, live: &Live, key: &Key) -> KeyInfo {
         let mut info = KeyInfo {
             name: key.name.clone(),

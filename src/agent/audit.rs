@@ -1,0 +1,97 @@
+//! What the agent puts on record besides operations, and what it does for the
+//! log: `watch` sees tokens and keys change, `checkpoints` signs and anchors,
+//! `resolve` finds out what became of operations that a crash cut short.
+
+mod watch;
+
+pub(super) use watch::Watch;
+
+use http::{Method, Request};
+
+use crate::api::{Error, GenerateKey, Operation};
+use crate::audit::{Actor, Audit, Event, Hash, Kind};
+use crate::config::Config;
+
+use super::request::{Query, Target};
+use super::state::App;
+
+/// What a request asked for, as far as its first line tells.
+pub(super) struct Asked {
+    operation: Operation,
+    bucket: Option<String>,
+    key: Option<String>,
+}
+
+impl Asked {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        let target = Target::parse(request.uri().path()).and_then(Result::ok);
+        let inspects = Query::parse(request.uri().query()).is_ok_and(|q| q.has("inspect"));
+        let object = target.as_ref().is_some_and(|t| t.key.is_some());
+        let operation = match *request.method() {
+            _ if target.is_none() => Operation::Admin,
+            Method::PUT => Operation::Put,
+            Method::HEAD => Operation::Head,
+            Method::DELETE => Operation::Delete,
+            _ if inspects => Operation::Inspect,
+            _ if object => Operation::Get,
+            _ => Operation::List,
+        };
+        let (bucket, key) = target.map_or((None, None), |t| (Some(t.bucket), t.key));
+        Self {
+            operation,
+            bucket,
+            key,
+        }
+    }
+}
+
+/// Records a refusal; durable on return, unless the log cannot be written:
+/// then it is owed. The refusal stands either way.
+pub(super) async fn denied(
+    audit: &Audit,
+    actor: Actor,
+    request_id: &str,
+    asked: Asked,
+    error: &Error,
+) {
+    let mut event = Event::new(Kind::Denied).detail(&error.detail);
+    event.op = Some(request_id.to_owned());
+    event.peer = Some(actor);
+    event.operation = Some(asked.operation);
+    event.bucket = asked.bucket;
+    event.key = asked.key;
+    event.set_result(Err(error.kind));
+    let _ = audit.write(event).await;
+}
+
+/// Records that a wrapping key was made.
+pub(super) async fn generated(
+    app: &App,
+    actor: Actor,
+    made: &GenerateKey,
+    check_value: Option<String>,
+) -> Result<(), Error> {
+    let mut event = Event::new(Kind::Key);
+    event.peer = Some(actor);
+    event.token = Some(made.token.clone());
+    event.wrapping_key = Some(made.label.clone());
+    event.check_value = check_value;
+    event.state = Some("generated".to_owned());
+    app.audit.write(event).await.map(|_| ())
+}
+
+/// The record of a configuration, or of a start under it.
+pub(super) fn configured(kind: Kind, text: &str) -> Event {
+    let mut event = Event::new(kind);
+    event.config_sha256 = Some(Hash::plain(text.as_bytes()).to_hex());
+    event
+}
+
+/// How the log is kept, by a configuration.
+pub(super) fn settings(config: &Config) -> crate::audit::Settings {
+    crate::audit::Settings {
+        dir: config.audit_dir(),
+        rotate: config.audit.rotate.bytes(),
+        also: config.audit.also,
+    }
+}
