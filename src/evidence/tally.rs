@@ -109,7 +109,8 @@ impl Tally {
                 let name = event.token.as_deref().unwrap_or_default();
                 let what = format!("token {name}");
                 let state = event.state.as_deref().unwrap_or_default();
-                if matches!(state, "ready" | "degraded") {
+                // A token that starts is away only if it does not get there.
+                if matches!(state, "ready" | "degraded" | "starting") {
                     if let Some((since, why)) = self.away.remove(&what) {
                         self.over(what, since, time.clone(), why);
                     }
@@ -129,7 +130,11 @@ impl Tally {
             }
             _ => {}
         }
-        self.last = Some((time.clone(), event.event == Kind::Stop));
+        // The log's own records come before the first start, and after a stop.
+        match event.event {
+            Kind::Segment | Kind::Checkpoint => {}
+            kind => self.last = Some((time.clone(), kind == Kind::Stop)),
+        }
     }
 
     fn over(&mut self, what: String, from: String, to: String, why: String) {
