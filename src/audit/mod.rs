@@ -12,6 +12,7 @@
 //! agent's.
 
 mod disk;
+mod export;
 mod note;
 mod op;
 mod record;
@@ -22,13 +23,14 @@ mod verify;
 mod writer;
 
 pub use disk::Begun;
+pub use export::{Exported, Line, Proof, check_export, export, tail};
 pub use note::{
     Checkpoint, Note, ORIGIN_PREFIX, PublicKey, Signed, Signer, Signing, Standing, anchor_name,
     anchored_size,
 };
 pub use op::Op;
 pub use record::{ABANDONED, Actor, Event, Head, Kind, OK, Phase, Record, TreeHead};
-pub use tree::{Hash, Range};
+pub use tree::{Hash, Leaves, Range, root_from_proof};
 pub use verify::{AnchorFiles, Content, Fault, Files, Report, Signatures, Tail, Verdict, verify};
 
 use std::collections::VecDeque;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{completions, cp, doctor, get, inspect, key, ls, man, put, rm, token};
+use super::{audit, completions, cp, doctor, get, inspect, key, ls, man, put, rm, token};
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
 /// stores them in S3.
@@ -77,6 +77,8 @@ pub(super) enum Command {
     Key(key::KeyArgs),
     /// PKCS#11 tokens: set one up, list what a module offers
     Token(token::TokenArgs),
+    /// The audit log: verify, show its end, export
+    Audit(audit::AuditArgs),
     /// The agent's health
     Status(NoArgs),
     /// Find out what is wrong with this host's set-up, and how to mend it
@@ -119,14 +121,7 @@ mod tests {
 
     #[test]
     fn commands_of_later_releases_are_unknown() {
-        for command in [
-            "archive",
-            "rewrap",
-            "recover",
-            "audit",
-            "server",
-            "token-worker",
-        ] {
+        for command in ["archive", "rewrap", "recover", "server", "token-worker"] {
             let error = Cli::try_parse_from(["strongroom", command]).err().unwrap();
             assert_eq!(error.kind(), clap::error::ErrorKind::InvalidSubcommand);
         }

@@ -10,6 +10,8 @@ use crate::config::ConfigError;
 pub(super) const FAILED: u8 = 1;
 /// Exit code: wrong usage.
 pub(super) const USAGE: u8 = 2;
+/// Exit code: it is not what was written.
+pub(super) const ALTERED: u8 = 65;
 /// Exit code: no such object or file.
 pub(super) const NO_SUCH: u8 = 66;
 /// Exit code: already exists.

@@ -174,6 +174,7 @@ impl<'a> Walk<'a> {
                 false => format!("record {} stands where {seq} must", outline.seq),
             });
         }
+        self.belongs(&outline)?;
         let leaf = Hash::leaf(line);
         if let Some([first, second]) = self.doubt.take() {
             match outline.prev == self.last {
@@ -209,16 +210,29 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Whose record it is; the first of all tells whose the log is.
+    fn belongs(&mut self, outline: &Outline) -> Result<(), String> {
+        let origin = outline.origin.as_deref();
+        if self.origin.is_empty() {
+            let log = origin.and_then(|origin| origin.strip_prefix(ORIGIN_PREFIX));
+            let log = log.ok_or("the file does not begin as a file of a log does")?;
+            let host = log.rsplit_once('/').map_or(log, |(host, _)| host);
+            self.host = host.to_owned();
+            self.origin = format!("{ORIGIN_PREFIX}{log}");
+        }
+        if outline.host != self.host || origin.is_some_and(|origin| origin != self.origin) {
+            return Err(format!(
+                "it is of host {:?}, or of another log than {:?}",
+                outline.host, self.origin
+            ));
+        }
+        Ok(())
+    }
+
     /// What a record says must fit what came before it.
     fn content(&mut self, outline: &Outline, seq: u64) -> Result<(), String> {
         if self.place.line == 1 {
             self.opening(outline)?;
-        }
-        if outline.host != self.host {
-            return Err(format!(
-                "it is of host {:?}, the log of {:?}",
-                outline.host, self.host
-            ));
         }
         if outline.boot_id == self.boot.0 && outline.monotonic_ns < self.boot.1 {
             return Err("it is older than the record before it".to_owned());
@@ -247,20 +261,9 @@ impl<'a> Walk<'a> {
 
     /// The first record of a file.
     fn opening(&mut self, outline: &Outline) -> Result<(), String> {
-        let origin = outline.origin.as_deref().unwrap_or_default();
-        if outline.event != Kind::Segment || !origin.starts_with(ORIGIN_PREFIX) {
-            return Err("the file does not begin as a file of a log does".to_owned());
-        }
-        if self.origin.is_empty() {
-            self.origin = origin.to_owned();
-            let log = &origin[ORIGIN_PREFIX.len()..];
-            self.host = log
-                .rsplit_once('/')
-                .map_or(log, |(host, _)| host)
-                .to_owned();
-        }
         let open: Vec<u64> = self.open.keys().copied().collect();
-        let same = origin == self.origin
+        let same = outline.event == Kind::Segment
+            && outline.origin.is_some()
             && outline.peaks.as_deref() == Some(self.tree.peaks())
             && outline.open.as_deref() == Some(&open[..]);
         match same {
