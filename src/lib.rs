@@ -27,3 +27,4 @@ pub mod secret;
 pub mod store;
 pub mod supervisor;
 pub mod token;
+pub mod wipe;

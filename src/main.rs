@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+/// Plaintext and keys pass through libraries that free what they held as it
+/// is.
+#[global_allocator]
+static ALLOCATOR: strongroom::wipe::Wiping = strongroom::wipe::Wiping;
+
 fn main() -> ExitCode {
     // The supervisor starts these two; they are no commands for users, and
     // the command line's grammar does not know them.

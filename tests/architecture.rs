@@ -14,6 +14,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("control", Floor::Ground),
     ("confine", Floor::Ground),
     ("log", Floor::Ground),
+    ("wipe", Floor::Ground),
     ("token", Floor::Parts),
     ("store", Floor::Parts),
     ("catalog", Floor::Parts),

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use http::Method;
+use http::header::CONNECTION;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,6 +15,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::connection::Connection;
 use super::peer::Peer;
+use super::reply;
 use super::routes;
 use super::state::App;
 
@@ -72,7 +75,17 @@ pub(super) async fn serve(
         let app = app.clone();
         let service = service_fn(move |request| {
             let app = app.clone();
-            async move { Ok::<_, std::convert::Infallible>(routes::answer(app, peer, request).await) }
+            async move {
+                // hyper keeps the buffer it read a body into for the next
+                // request: plaintext would lie there for as long as a client
+                // holds its connection.
+                let last = request.method() == Method::PUT;
+                let mut response = routes::answer(app, peer, request).await;
+                if last {
+                    reply::set(&mut response, CONNECTION, "close");
+                }
+                Ok::<_, std::convert::Infallible>(response)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use tokio::sync::OwnedSemaphorePermit;
-use zeroize::Zeroize as _;
+
+use crate::wipe::wipe;
 
 use super::pool::Shared;
 
@@ -143,7 +144,7 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(mut mapping) = self.mapping.take() {
-            mapping.bytes_mut()[self.ciphertext..self.touched].zeroize();
+            wipe(&mut mapping.bytes_mut()[self.ciphertext..self.touched]);
             self.shared.put_back(mapping);
         }
     }

@@ -26,6 +26,7 @@ pub struct Agent {
     token_kind: TokenKind,
     token_conf: PathBuf,
     store: Store,
+    variables: Vec<(String, String)>,
 }
 
 /// An agent that ended instead of getting ready.
@@ -83,6 +84,7 @@ impl Agent {
             token_kind: hsm.kind(),
             token_conf: hsm.conf(),
             store: store.into(),
+            variables: Vec::new(),
         };
         let mut config: DocumentMut = hsm.config().parse().unwrap();
         for name in ["agent", "s3", "message", "spool", "keyslots"] {
@@ -100,6 +102,11 @@ impl Agent {
         change(&mut config);
         fs::write(agent.config_path(), config.to_string()).unwrap();
         agent
+    }
+
+    /// Sets a variable in the environment of what is started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts the process without waiting for anything.
@@ -301,7 +308,8 @@ impl Agent {
             .env("AWS_ACCESS_KEY_ID", &self.store.access_key)
             .env("AWS_SECRET_ACCESS_KEY", &self.store.secret_key)
             // The instance's role would be asked for where there is none.
-            .env("AWS_EC2_METADATA_DISABLED", "true");
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(self.variables.iter().cloned());
         command
     }
 

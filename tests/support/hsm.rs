@@ -54,25 +54,37 @@ impl Hsm {
     #[track_caller]
     pub fn with_key(bytes: &[u8; 32]) -> Self {
         let hsm = Self::empty();
-        hsm.create(&KeySpec::new(KEY).bytes(bytes));
-        hsm.configure_key(KEY, KEY, "imported = true\n");
+        hsm.import_key(bytes);
         hsm
+    }
+
+    /// Puts the wrapping key of [`Self::with_key`] into a token without one.
+    #[track_caller]
+    pub fn import_key(&self, bytes: &[u8; 32]) {
+        self.create(&KeySpec::new(KEY).bytes(bytes));
+        self.configure_key(KEY, KEY, "imported = true\n");
     }
 
     /// An initialised token without any key.
     #[track_caller]
     pub fn empty() -> Self {
         let hsm = Self::bare();
-        let mut command = hsm.command();
+        hsm.init();
+        hsm
+    }
+
+    /// Makes the token of a [`Self::bare`] one, with the PINs in its files.
+    #[track_caller]
+    pub fn init(&self) {
+        let mut command = self.command();
         command
             .args(["token", "init", "--label", TOKEN_LABEL, "--module"])
             .arg(module())
             .arg("--so-pin-file")
-            .arg(hsm.so_pin_file())
+            .arg(self.so_pin_file())
             .arg("--pin-file")
-            .arg(hsm.pin_file());
+            .arg(self.pin_file());
         run(&mut command, b"").ok();
-        hsm
     }
 
     /// The module's configuration and PIN files; no token yet.

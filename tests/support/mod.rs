@@ -23,6 +23,7 @@ pub mod agent;
 pub mod data;
 pub mod hsm;
 pub mod http;
+pub mod memory;
 pub mod null_store;
 pub mod process;
 pub mod readers;

@@ -37,7 +37,9 @@ const RANDOM_PIECE: usize = 1024;
 
 impl Thread {
     /// Does what a frame asks for and answers it; an error is still to be
-    /// answered.
+    /// answered. Never inlined, so that all it used of the stack lies below
+    /// its caller's when that is overwritten.
+    #[inline(never)]
     pub(super) fn answer(&mut self, frame: &Frame) -> Result<(), Failure> {
         let request = frame
             .decode()

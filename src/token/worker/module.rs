@@ -234,6 +234,8 @@ pub(super) fn logged_in(session: &Session) -> Result<bool, Fault> {
 }
 
 /// Reads the PIN and logs in: exactly one C_Login, whatever it answers.
+// Never inlined: its caller overwrites the stack below itself.
+#[inline(never)]
 pub(super) fn log_in(session: &Session, source: &PinSource) -> Result<(), Failure> {
     let pin = read_pin(source)?;
     let auth = AuthPin::from(pin.expose());
