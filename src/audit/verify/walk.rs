@@ -53,6 +53,9 @@ pub(super) struct Walk<'a> {
     /// the wrong one, and the next tells which.
     doubt: Option<[Place; 2]>,
     blamed: bool,
+    /// A checkpoint does not agree; whether one record can be blamed for it
+    /// is seen from the next.
+    disagrees: Option<(Place, u64, String)>,
     /// Where the last record is.
     before: Place,
     time: Option<[String; 2]>,
@@ -74,6 +77,7 @@ impl<'a> Walk<'a> {
             agreed: Place::default(),
             doubt: None,
             blamed: false,
+            disagrees: None,
             before: Place::default(),
             time: None,
         }
@@ -97,6 +101,9 @@ impl<'a> Walk<'a> {
                 Some(second.seq),
                 "it is not the record that the next one follows",
             );
+        }
+        if let Some((first, last, what)) = self.disagrees.take() {
+            self.blame(&first, Some(last), &what);
         }
         self.report.time.clone_from(&self.time);
         Ok(())
@@ -174,6 +181,18 @@ impl<'a> Walk<'a> {
                 false => format!("record {} stands where {seq} must", outline.seq),
             });
         }
+        if let Some((first, last, what)) = self.disagrees.take() {
+            let before = self.before.clone();
+            match outline.prev == self.last {
+                true => self.blame(&first, Some(last), &what),
+                false => self.blame(
+                    &before,
+                    None,
+                    "it is not the record that the next one follows",
+                ),
+            }
+            return Ok(());
+        }
         self.belongs(&outline)?;
         let leaf = Hash::leaf(line);
         if let Some([first, second]) = self.doubt.take() {
@@ -216,6 +235,12 @@ impl<'a> Walk<'a> {
         if self.origin.is_empty() {
             let log = origin.and_then(|origin| origin.strip_prefix(ORIGIN_PREFIX));
             let log = log.ok_or("the file does not begin as a file of a log does")?;
+            if origin != Some(&self.report.origin) {
+                let own = &self.report.origin;
+                return Err(format!(
+                    "it is of another log than the checkpoints, {own:?}"
+                ));
+            }
             let host = log.rsplit_once('/').map_or(log, |(host, _)| host);
             self.host = host.to_owned();
             self.origin = format!("{ORIGIN_PREFIX}{log}");
@@ -292,7 +317,7 @@ impl<'a> Walk<'a> {
                     seq: 0,
                 };
             }
-            self.blame(&first, Some(self.tree.size() - 1), &what);
+            self.disagrees = Some((first, self.tree.size() - 1, what));
             return;
         }
         self.agreed = Place {
@@ -309,6 +334,10 @@ impl<'a> Walk<'a> {
             ..place
         };
         self.doubt = None;
+        if let Some((first, last, what)) = self.disagrees.take() {
+            self.blame(&first, Some(last), &what);
+            return;
+        }
         self.blame(&place, None, what);
     }
 
