@@ -4,9 +4,16 @@
 //! Field names and error types are promises to clients (docs/api.md).
 
 mod error;
+mod evidence;
+mod grants;
 mod operation;
 
 pub use error::{Error, ErrorKind, Problem};
+pub use evidence::{
+    Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
+    Listing, LogReport, Outage, Report, Shown,
+};
+pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
 
 use serde::{Deserialize, Serialize};
@@ -200,6 +207,12 @@ pub struct KeyInfo {
     /// The key of its ring that is to take over before the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub successor: Option<String>,
+    /// An audit key's public key, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// How long it is to be used, in seconds, where configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cryptoperiod_seconds: Option<u64>,
     /// The successor, once it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handed_over_to: Option<String>,
@@ -236,6 +249,12 @@ pub struct TokenStatus {
     /// Manufacturer and model as the token reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Versions of its hardware and firmware.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+    /// The PKCS#11 library and its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
     /// Who chooses the IV of a wrap: `host`, `zero-writeback` or
     /// `vendor-prefix`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -316,17 +335,24 @@ pub struct Status {
     /// The audit log.
     #[serde(default)]
     pub audit: AuditStatus,
+    /// How many `[[grant]]`s are in force; without any, only root and the
+    /// agent's own user may use it.
+    #[serde(default)]
+    pub grants: usize,
     /// Every configured token.
     pub tokens: Vec<TokenStatus>,
     /// Every configured key.
     pub keys: Vec<KeyInfo>,
 }
 
-/// `POST /v1/keys`: generate a wrapping key in a token.
+/// `POST /v1/keys`: generate a key in a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerateKey {
     /// CKA_LABEL of the new key.
     pub label: String,
     /// The configured name of the token.
     pub token: String,
+    /// Not a wrapping key, but one that signs checkpoints and reports.
+    #[serde(default)]
+    pub audit: bool,
 }

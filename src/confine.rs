@@ -80,6 +80,18 @@ pub fn harden_process() {
     }
 }
 
+/// Leaves the end of this process to whoever started it: SIGTERM and SIGINT
+/// do nothing. A service manager may send them to all processes at once, and
+/// requests that may finish need this one.
+#[allow(unsafe_code, reason = "rustix leaves signal dispositions alone")]
+pub fn ignore_termination() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        // SAFETY: `SIG_IGN` runs no code of ours; nothing else in these
+        // processes handles the two signals.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Takes the network from this process: sockets other than Unix and netlink
 /// (which libusb needs) by seccomp, TCP also by landlock where the kernel has
 /// it. Call it before the first thread.

@@ -233,6 +233,8 @@ async fn store(rig: &Rig, key: &str, len: u64, announced: bool) -> Result<Receip
         attributes: Attributes::default(),
         context: Vec::new(),
         ring: None,
+        rings: None,
+        no_overwrite: false,
         length: announced.then_some(len),
     };
     let actor = strongroom::audit::Actor {
@@ -256,6 +258,7 @@ async fn fetch(rig: &Rig, key: &str, wanted: Wanted) -> Vec<u8> {
         allow_unbound: false,
         allow_uncommitted: false,
         bound_to: None,
+        rings: None,
     };
     let (facts, mut body) = get(&rig.engine, request).await.unwrap();
     let mut bytes = Vec::new();

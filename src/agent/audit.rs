@@ -7,7 +7,7 @@ mod checkpoints;
 mod resolve;
 mod watch;
 
-pub(super) use checkpoints::Checkpoints;
+pub(super) use checkpoints::{Checkpoints, TokenSigner};
 pub(super) use resolve::resolve;
 pub(super) use watch::Watch;
 

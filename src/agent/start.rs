@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -26,6 +27,7 @@ use crate::store::{Limits, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
 use super::audit::{self, Checkpoints, Watch};
+use super::policy::{Policies, Policy};
 use super::reply::Failures;
 use super::serve;
 use super::state::{App, ReloadRequest};
@@ -57,7 +59,9 @@ fn fatal(what: &str) -> impl Fn(std::io::Error) -> Error {
 
 fn run() -> Result<(), Error> {
     confine::die_with_parent();
-    confine::refuse_dumps();
+    confine::harden_process();
+    confine::ignore_termination();
+    raise_descriptor_limit();
     let mut control = Control::from_stdin().map_err(fatal("no control channel"))?;
     let first = control
         .recv()
@@ -66,6 +70,7 @@ fn run() -> Result<(), Error> {
         ToServer::Start {
             config_path,
             config_text,
+            principals,
             supervisor_pid,
         },
         Some(listener),
@@ -109,6 +114,7 @@ fn run() -> Result<(), Error> {
             .map_err(fatal("the audit log's writer"))?;
         let server = Server::build(
             config,
+            &principals,
             spool_dir,
             confinement.to_string(),
             supervisor_pid,
@@ -119,6 +125,21 @@ fn run() -> Result<(), Error> {
         let checkpoints = Checkpoints::new(server.app.clone(), &server.config, identity);
         server.run(listener, control, checkpoints).await
     })
+}
+
+/// A connection takes two descriptors, a request more: the usual soft limit
+/// of 1,024 exists for programs that use select(2). Best effort.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on descriptors stays as it is");
+    }
+}
+
+/// The agent's own user.
+fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 fn listen(listener: OwnedFd) -> Result<UnixListener, Error> {
@@ -180,6 +201,7 @@ struct Server {
 impl Server {
     async fn build(
         config: Config,
+        principals: &[u32],
         spool_dir: PathBuf,
         confinement: String,
         supervisor_pid: u32,
@@ -206,7 +228,12 @@ impl Server {
         let app = Arc::new(App {
             engine,
             audit,
+            audit_dir: config.audit_dir(),
+            audit_key: config
+                .checkpoint_token()
+                .and_then(|token| Some((token.name.clone(), config.audit.checkpoint_key.clone()?))),
             checkpoints: Mutex::default(),
+            policy: Policies::new(Policy::new(&config, principals, own_uid())),
             permits: Arc::new(Semaphore::new(config.agent.max_requests)),
             max_requests: config.agent.max_requests,
             failures: Failures::default(),
@@ -331,8 +358,12 @@ impl Server {
                 }
                 None
             }
-            ToServer::Reload { config_text, id } => {
-                let error = self.reload(&config_text).err();
+            ToServer::Reload {
+                config_text,
+                principals,
+                id,
+            } => {
+                let error = self.reload(&config_text, &principals).err();
                 Some(ToSupervisor::Reloaded { id, error })
             }
             ToServer::ReloadAnswer { error, hint } => {
@@ -352,10 +383,14 @@ impl Server {
         }
     }
 
-    /// Keys and tokens change at once; what shapes the process needs a restart.
-    fn reload(&mut self, text: &str) -> Result<(), String> {
+    /// Keys, tokens and grants change at once; what shapes the process needs a
+    /// restart.
+    fn reload(&mut self, text: &str, principals: &[u32]) -> Result<(), String> {
         let config = Config::parse(text, &self.config.path).map_err(|e| e.message)?;
         self.app.engine.keyring.update(&config);
+        self.app
+            .policy
+            .replace(Policy::new(&config, principals, own_uid()));
         let fixed = |c: &Config| {
             format!(
                 "{:?} {:?} {:?} {:?} {:?} {:?}",

@@ -13,6 +13,7 @@
 
 mod disk;
 mod export;
+mod lines;
 mod note;
 mod op;
 mod record;
@@ -24,9 +25,10 @@ mod writer;
 
 pub use disk::Begun;
 pub use export::{Exported, Line, Proof, check_export, export, tail};
+pub use lines::each_line;
 pub use note::{
     Checkpoint, Note, ORIGIN_PREFIX, PublicKey, Signed, Signer, Signing, Standing, anchor_name,
-    anchored_size,
+    anchored_size, parse_notes,
 };
 pub use op::Op;
 pub use record::{ABANDONED, Actor, Event, Head, Kind, OK, Phase, Record, TreeHead};

@@ -262,19 +262,19 @@ fn parse_signature(line: &str) -> Option<(&str, Vec<u8>)> {
 
 /// What a file of checkpoints holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Notes {
+pub struct Notes {
     /// The checkpoints in their order.
-    pub(super) notes: Vec<Note>,
+    pub notes: Vec<Note>,
     /// Bytes of the whole ones.
-    pub(super) good: usize,
+    pub good: usize,
     /// The line, from 1, at which it ceases to make sense, if it does.
-    pub(super) bad_line: Option<usize>,
+    pub bad_line: Option<usize>,
 }
 
 /// Reads checkpoints one after the other: of our own file, or a single one of
 /// its own, which has no empty line at its end.
 #[must_use]
-pub(super) fn parse_notes(text: &str) -> Notes {
+pub fn parse_notes(text: &str) -> Notes {
     let mut found = Notes::default();
     let mut rest = text;
     while !rest.is_empty() {

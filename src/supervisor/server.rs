@@ -28,6 +28,9 @@ const SEND: Duration = Duration::from_secs(5);
 /// of its heartbeats. It is killed and started again; clients see one broken
 /// connection instead of a socket that never answers.
 const MUTE: Duration = HEARTBEAT.saturating_mul(6);
+/// How long no server at all may have been heard of before systemd's watchdog
+/// is let run down: one that is mute is found and replaced sooner.
+const LOST: Duration = MUTE.saturating_add(Duration::from_secs(15));
 /// Belongs to the supervisor alone: systemd's channels, and where it put the
 /// PIN.
 const OWN_ENVIRONMENT: &[&str] = &[
@@ -55,6 +58,8 @@ pub(super) struct Server {
     served: bool,
     /// When it last said something, once it serves.
     heard: Option<Instant>,
+    /// When any server was last heard of; at first, when we began.
+    last_sign: Instant,
     stillborn: u32,
     killed: bool,
     /// What it must be told, in order.
@@ -74,6 +79,7 @@ impl Server {
             backoff: Backoff::new(DELAYS.0, DELAYS.1),
             served: false,
             heard: None,
+            last_sign: now,
             stillborn: 0,
             killed: false,
             outbox: Vec::new(),
@@ -103,6 +109,11 @@ impl Server {
     pub(super) fn mute_at(&self) -> Option<Instant> {
         let heard = self.heard.filter(|_| self.runs() && !self.killed)?;
         Some(heard + MUTE)
+    }
+
+    /// Whether a server was heard of lately, however often it was replaced.
+    pub(super) fn is_well(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_sign) < LOST
     }
 
     pub(super) fn due(&self, now: Instant) -> bool {
@@ -181,7 +192,8 @@ impl Server {
             };
             match link.recv().await {
                 Ok(Some((message, _))) => {
-                    self.heard = self.heard.map(|_| Instant::now());
+                    self.last_sign = Instant::now();
+                    self.heard = self.heard.map(|_| self.last_sign);
                     return message;
                 }
                 // It has ended, or is about to.

@@ -41,11 +41,18 @@ impl Manager {
         tell(&[NotifyState::Status(text)]);
     }
 
-    /// Gives a sign of life if one is due; when the next one is.
-    pub(super) fn alive(&mut self, now: Instant) -> Option<Instant> {
+    /// Gives a sign of life if one is due and `well` deserves it; when the
+    /// next one is.
+    pub(super) fn alive(&mut self, now: Instant, well: bool) -> Option<Instant> {
         let every = self.every?;
         if now >= self.next {
-            tell(&[NotifyState::Watchdog]);
+            if well {
+                tell(&[NotifyState::Watchdog]);
+            } else {
+                tracing::error!(
+                    "no sign of life from any server for too long: none for the service manager either"
+                );
+            }
             self.next = now + every;
         }
         Some(self.next)

@@ -111,15 +111,20 @@ impl Agent {
 
     /// Starts the process without waiting for anything.
     pub fn launch(&mut self) {
+        let mut command = self.bare_command();
+        command.arg("agent");
+        self.launch_as(command);
+    }
+
+    /// The same, started by this command.
+    pub fn launch_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "it runs already");
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(self.log_path())
             .unwrap();
-        let mut command = self.bare_command();
         command
-            .arg("agent")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);

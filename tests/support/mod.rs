@@ -23,6 +23,8 @@ pub mod agent;
 pub mod data;
 pub mod hsm;
 pub mod http;
+pub mod inject;
+pub mod launch;
 pub mod memory;
 pub mod null_store;
 pub mod process;

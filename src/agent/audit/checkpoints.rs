@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::api::CheckpointStatus;
+use crate::api::{AuditKey, CheckpointStatus};
 use crate::audit::{Checkpoint, Event, Identity, Kind, Note, PublicKey, Signed, Signer, Signing};
 use crate::config::Config;
 use crate::keyring::Keyring;
@@ -35,6 +35,32 @@ pub(in crate::agent) struct TokenSigner {
     app: Arc<App>,
     token: String,
     label: String,
+}
+
+impl TokenSigner {
+    /// The configured one.
+    pub(in crate::agent) fn of(app: &Arc<App>) -> Option<Self> {
+        let (token, label) = app.audit_key.clone()?;
+        Some(Self {
+            app: app.clone(),
+            token,
+            label,
+        })
+    }
+
+    /// The key as its token shows it.
+    pub(in crate::agent) async fn show(&self) -> Result<AuditKey, String> {
+        let token = self.app.engine.keyring.token(&self.token);
+        let token = token.ok_or_else(|| format!("token {:?} is not configured", self.token))?;
+        let shown = token.signer(&self.label).await;
+        let shown = shown.map_err(|error| error.to_string())?;
+        Ok(AuditKey {
+            token: self.token.clone(),
+            label: self.label.clone(),
+            public_key: data_encoding::HEXLOWER.encode(&shown.public_key),
+            attributes: shown.attributes,
+        })
+    }
 }
 
 impl Signer for TokenSigner {
@@ -76,14 +102,7 @@ pub(in crate::agent) struct Checkpoints {
 
 impl Checkpoints {
     pub(in crate::agent) fn new(app: Arc<App>, config: &Config, identity: Identity) -> Self {
-        let signer = config.checkpoint_token().and_then(|token| {
-            let signer = TokenSigner {
-                app: app.clone(),
-                token: token.name.clone(),
-                label: config.audit.checkpoint_key.clone()?,
-            };
-            Some(Box::new(signer) as Box<dyn Signer>)
-        });
+        let signer = TokenSigner::of(&app).map(|signer| Box::new(signer) as Box<dyn Signer>);
         let now = Instant::now();
         Self {
             anchorage: Anchorage::new(config, app.engine.store.clone()),
