@@ -60,10 +60,11 @@ impl Tally {
             return;
         }
         self.follow(record);
-        if record.event.event == Kind::Key && record.event.state.as_deref() == Some("generated") {
-            if let Some(key) = &record.event.wrapping_key {
-                self.made.insert(key.clone(), time.to_owned());
-            }
+        if record.event.event == Kind::Key
+            && record.event.state.as_deref() == Some("generated")
+            && let Some(key) = &record.event.wrapping_key
+        {
+            self.made.insert(key.clone(), time.to_owned());
         }
         if let Some(hash) = &record.event.config_sha256 {
             self.config_sha256 = Some(hash.clone());
