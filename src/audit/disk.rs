@@ -93,6 +93,9 @@ pub(super) struct Disk {
     open: BTreeMap<String, u64>,
     notes_good: u64,
     rotate: u64,
+    /// So many flushes fail, as of a medium with bad blocks.
+    #[cfg(test)]
+    pub(super) failing: u32,
 }
 
 impl Disk {
@@ -128,6 +131,8 @@ impl Disk {
             open: BTreeMap::new(),
             notes_good,
             rotate,
+            #[cfg(test)]
+            failing: 0,
         };
         let mut segments = segment::list(dir).map_err(io("cannot list the log"))?;
         let (mut begun, mut empty) = (BTreeSet::new(), Vec::new());
@@ -368,7 +373,7 @@ impl Disk {
         }
         file.write_all_at(bytes, self.good)
             .map_err(io(format!("cannot write {name}")))?;
-        file.sync_data()
+        self.flush(&file)
             .map_err(io(format!("cannot make {name} durable")))?;
         if self.doubted {
             // One that has lost data before may say that it has this, too.
@@ -385,6 +390,23 @@ impl Disk {
         self.good += bytes.len() as u64;
         self.file = Some(file);
         Ok(())
+    }
+
+    #[cfg(not(test))]
+    fn flush(&mut self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    #[cfg(test)]
+    fn flush(&mut self, file: &File) -> io::Result<()> {
+        file.sync_data()?;
+        match self.failing.checked_sub(1) {
+            None => Ok(()),
+            Some(left) => {
+                self.failing = left;
+                Err(rustix::io::Errno::IO.into())
+            }
+        }
     }
 
     fn reopen_unless_open(&mut self) -> Result<(), DiskError> {

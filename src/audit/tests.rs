@@ -215,6 +215,46 @@ fn a_log_that_is_not_what_was_written_is_not_continued() {
 }
 
 #[test]
+fn a_flush_that_fails_leaves_nothing_behind_and_the_next_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut disk, _) = open(dir.path());
+    disk.append(&identity(), &[&Event::new(Kind::Start)])
+        .unwrap();
+    let head = disk.head();
+    let path = only_segment(dir.path());
+    let acknowledged = fs::read(&path).unwrap();
+    disk.failing = 84;
+    for n in 0..84 {
+        let long = Event::new(Kind::Token).detail("x".repeat(100 - n));
+        let error = disk.append(&identity(), &[&long, &long]).unwrap_err();
+        assert!(matches!(error, DiskError::Io { .. }), "{error}");
+        assert_eq!(disk.head(), head);
+    }
+    // The page cache holds what was never acknowledged.
+    assert!(fs::read(&path).unwrap().len() > acknowledged.len());
+    disk.append(&identity(), &[&Event::new(Kind::Key)]).unwrap();
+    let text = fs::read(&path).unwrap();
+    assert!(text.starts_with(&acknowledged));
+    assert_eq!(records(dir.path()).len(), 3);
+
+    // What was acknowledged and is gone is not glossed over.
+    disk.failing = 1;
+    disk.append(&identity(), &[&Event::new(Kind::Key)])
+        .unwrap_err();
+    let mut lost = text.clone();
+    lost[20] ^= 1;
+    fs::write(&path, &lost).unwrap();
+    let error = disk
+        .append(&identity(), &[&Event::new(Kind::Key)])
+        .unwrap_err();
+    assert!(matches!(error, DiskError::Damaged(_)), "{error}");
+    fs::write(&path, &text).unwrap();
+    disk.append(&identity(), &[&Event::new(Kind::Key)]).unwrap();
+    drop(disk);
+    assert_eq!(open(dir.path()).0.head().size, 4);
+}
+
+#[test]
 fn one_log_has_one_writer() {
     let dir = tempfile::tempdir().unwrap();
     let (_disk, _) = open(dir.path());
