@@ -7,9 +7,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::api::{Error, ErrorKind, KeyInfo};
+use crate::audit::PublicKey;
 use crate::config::{self, Config};
 use crate::secret::Pin;
-use crate::token::{KeySpec, Offline, OpenedKey, TokenError};
+use crate::token::{KeySpec, Offline, OpenedKey, Signer, TokenError};
 
 pub use crate::token::{InitTarget, TokenEntry};
 
@@ -57,6 +58,38 @@ pub fn init_token(
 /// A key of that label exists, or the token cannot be used.
 pub fn generate_key(token: &config::Token, label: &str) -> Result<KeyInfo, Error> {
     Admin::this_binary()?.generate_key(token, label)
+}
+
+/// Makes an audit key in a token, without the agent.
+///
+/// # Errors
+/// A key of that label exists, or the token cannot be used.
+pub fn generate_audit_key(token: &config::Token, label: &str) -> Result<KeyInfo, Error> {
+    Admin::this_binary()?.generate_audit_key(token, label)
+}
+
+/// What is told of a new audit key.
+///
+/// # Errors
+/// The token gave something that is no public key.
+pub fn audit_key_info(token: &str, label: &str, signer: Signer) -> Result<KeyInfo, Error> {
+    let key = PublicKey::from_point(&signer.public_key).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Misconfigured,
+            "the token's public key is no point of P-256",
+        )
+    })?;
+    Ok(KeyInfo {
+        name: label.to_owned(),
+        token: token.to_owned(),
+        tokens: vec![token.to_owned()],
+        label: label.to_owned(),
+        usage: "audit".to_owned(),
+        ready: true,
+        attributes: signer.attributes,
+        public_key: Some(key.to_pem()),
+        ..KeyInfo::default()
+    })
 }
 
 /// Looks at a configured token and its keys: does the module load, is the
@@ -129,6 +162,15 @@ impl Admin {
     ) -> Result<TokenEntry, Error> {
         let mut worker = Offline::load(module, &self.exe)?;
         Ok(worker.init_token(target, label, so_pin, user_pin)?)
+    }
+
+    /// See [`generate_audit_key`].
+    ///
+    /// # Errors
+    /// See there.
+    pub fn generate_audit_key(&self, token: &config::Token, label: &str) -> Result<KeyInfo, Error> {
+        let signer = Offline::log_in(token, &self.exe)?.generate_signer(label)?;
+        audit_key_info(&token.name, label, signer)
     }
 
     /// See [`generate_key`].

@@ -4,9 +4,16 @@
 //! Field names and error types are promises to clients (docs/api.md).
 
 mod error;
+mod evidence;
+mod grants;
 mod operation;
 
 pub use error::{Error, ErrorKind, Problem};
+pub use evidence::{
+    Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
+    Listing, LogReport, Outage, Report, Shown,
+};
+pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
 
 use serde::{Deserialize, Serialize};
@@ -200,6 +207,12 @@ pub struct KeyInfo {
     /// The key of its ring that is to take over before the limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub successor: Option<String>,
+    /// An audit key's public key, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// How long it is to be used, in seconds, where configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cryptoperiod_seconds: Option<u64>,
     /// The successor, once it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handed_over_to: Option<String>,
@@ -236,12 +249,63 @@ pub struct TokenStatus {
     /// Manufacturer and model as the token reports them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Versions of its hardware and firmware.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+    /// The PKCS#11 library and its version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
     /// Who chooses the IV of a wrap: `host`, `zero-writeback` or
     /// `vendor-prefix`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gcm_iv: Option<String>,
     /// Whether it is a software token, which protects no key from root.
     pub soft: bool,
+}
+
+/// The checkpoints of the audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointStatus {
+    /// Whether a key in a token signs them: without, they are a self-check
+    /// and prove nothing.
+    pub signed: bool,
+    /// Records that the last one covers.
+    pub size: u64,
+    /// Why one that is due cannot be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Whether they are anchored: without, the log is not proven against the
+    /// operator.
+    pub anchor: bool,
+    /// Records that the last anchored one covers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchored: Option<u64>,
+    /// Why one cannot be anchored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor_problem: Option<String>,
+    /// The log, or the catalogue, is behind what was anchored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<String>,
+}
+
+/// The audit log, in `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// `recording`; `failed`: nothing is stored, read, listed or deleted; or
+    /// `opening`.
+    pub state: String,
+    /// Since when it has failed, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The log's name, the first line of its checkpoints.
+    pub origin: String,
+    /// Records in it.
+    pub records: u64,
+    /// Its checkpoints.
+    pub checkpoints: CheckpointStatus,
 }
 
 /// `GET /v1/status`.
@@ -268,17 +332,27 @@ pub struct Status {
     pub endpoint: String,
     /// How the server is confined, such as `landlock+seccomp`.
     pub confinement: String,
+    /// The audit log.
+    #[serde(default)]
+    pub audit: AuditStatus,
+    /// How many `[[grant]]`s are in force; without any, only root and the
+    /// agent's own user may use it.
+    #[serde(default)]
+    pub grants: usize,
     /// Every configured token.
     pub tokens: Vec<TokenStatus>,
     /// Every configured key.
     pub keys: Vec<KeyInfo>,
 }
 
-/// `POST /v1/keys`: generate a wrapping key in a token.
+/// `POST /v1/keys`: generate a key in a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerateKey {
     /// CKA_LABEL of the new key.
     pub label: String,
     /// The configured name of the token.
     pub token: String,
+    /// Not a wrapping key, but one that signs checkpoints and reports.
+    #[serde(default)]
+    pub audit: bool,
 }

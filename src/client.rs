@@ -19,7 +19,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{
-    Error, ErrorKind, GenerateKey, Inspection, KeyInfo, ListPage, Receipt, Status, header,
+    Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, Inspection,
+    KeyInfo, ListPage, Receipt, Status, header,
 };
 use wire::{encode, problem};
 
@@ -218,6 +219,15 @@ impl Client {
         self.fetch("/v1/keys").await
     }
 
+    /// The auditor's report over a period of RFC 3339 instants.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn evidence(&self, from: &str, to: &str) -> Result<Evidence, Error> {
+        let path = format!("/v1/evidence?from={}&to={}", encode(from), encode(to));
+        self.fetch(&path).await
+    }
+
     /// Generates a wrapping key in a token. The configuration is the
     /// caller's to change.
     ///
@@ -228,6 +238,36 @@ impl Client {
             .await?
             .json()
             .await
+    }
+
+    /// The grants in force.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn grants(&self) -> Result<Vec<GrantInfo>, Error> {
+        self.fetch("/v1/grants").await
+    }
+
+    /// How a request would be decided.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn grants_test(&self, question: &GrantQuestion) -> Result<GrantTest, Error> {
+        let groups: Vec<String> = question.groups.iter().map(u32::to_string).collect();
+        let mut path = format!(
+            "/v1/grants/test?uid={}&gid={}&groups={}&operation={}",
+            question.uid,
+            question.gid,
+            groups.join(","),
+            question.operation
+        );
+        if let Some((bucket, key)) = &question.place {
+            path.push_str(&format!("&bucket={}&key={}", encode(bucket), encode(key)));
+        }
+        if let Some(ring) = &question.ring {
+            path.push_str(&format!("&ring={}", encode(ring)));
+        }
+        self.fetch(&path).await
     }
 
     /// Makes the agent read its configuration again.

@@ -6,13 +6,16 @@
 //! feature this release does not have are errors, never ignored.
 
 mod grammar;
+mod grants;
+mod names;
 mod units;
 
 pub use grammar::{
     Agent, Anchor, Audit, AuditAlso, Checksum, GcmIv, Key, KeyUse, Keyslots, Message,
-    PayloadSigning, S3, Spool, Token,
+    PayloadSigning, Rate, S3, Spool, Token,
 };
-pub use units::{Length, Timeout, WrapLimit};
+pub use grants::{Grant, OVERFLOW_ID, Who};
+pub use units::{ByteRate, Length, RequestRate, Timeout, WrapLimit};
 
 use std::path::{Path, PathBuf};
 
@@ -49,6 +52,8 @@ pub struct Config {
     pub tokens: Vec<Token>,
     /// `[[key]]`, possibly none on a host that is being set up.
     pub keys: Vec<Key>,
+    /// `[[grant]]`, in the file's order.
+    pub grants: Vec<Grant>,
 }
 
 /// A configuration that was refused: what is wrong, and what to do.
@@ -108,6 +113,8 @@ impl Config {
                 ),
             ));
         }
+        let refused = |(message, hint): (String, String)| ConfigError::new(path, message, hint);
+        let grants = grants::from_file(file.grant, text).map_err(refused)?;
         let config = Self {
             path: path.to_owned(),
             agent: file.agent,
@@ -118,10 +125,9 @@ impl Config {
             audit: file.audit,
             tokens: file.token,
             keys: file.key,
+            grants,
         };
-        config
-            .check()
-            .map_err(|(message, hint)| ConfigError::new(path, message, hint))?;
+        config.check().map_err(refused)?;
         Ok(config)
     }
 
@@ -156,7 +162,8 @@ impl Config {
         self.check_audit()?;
         self.check_s3()?;
         self.check_tokens()?;
-        self.check_keys()
+        self.check_keys()?;
+        self.check_grants()
     }
 
     fn check_limits(&self) -> Result<(), (String, String)> {

@@ -23,8 +23,10 @@ use tokio::io::unix::AsyncFd;
 pub const MAX_PACKET: usize = 256 << 10;
 
 /// Longest configuration text, in bytes: a packet less room for the rest of
-/// its message (a path of at most 4096 bytes and a few numbers).
-pub const MAX_CONFIG: usize = MAX_PACKET - (8 << 10);
+/// its message: a path of at most 4096 bytes, a few numbers, and the ids of
+/// the grants. An id takes at most 5 bytes (postcard), and the text of a grant
+/// at least 48: `[[grant]]`, `uid=`, `operations=[""]`, `bucket=""`.
+pub const MAX_CONFIG: usize = MAX_PACKET - (32 << 10);
 
 /// How often the server gives a sign of life when nothing changes.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -38,6 +40,9 @@ pub enum ToServer {
         config_path: String,
         /// Its text, already validated; the server cannot open the file.
         config_text: String,
+        /// The uid or gid that each grant is for, in the text's order; the
+        /// server cannot look up names.
+        principals: Vec<u32>,
         /// For status.
         supervisor_pid: u32,
     },
@@ -68,6 +73,8 @@ pub enum ToServer {
     Reload {
         /// The new text, already validated.
         config_text: String,
+        /// As in [`ToServer::Start`].
+        principals: Vec<u32>,
         /// Comes back in the answer.
         id: u64,
     },
@@ -343,6 +350,7 @@ mod tests {
         let start = ToServer::Start {
             config_path: "/etc/x".into(),
             config_text: "x".repeat(MAX_CONFIG),
+            principals: vec![u32::MAX; MAX_CONFIG / 48],
             supervisor_pid: 7,
         };
         supervisor.send(&start, Some(theirs.as_fd())).unwrap();
@@ -372,6 +380,7 @@ mod tests {
             .send(
                 &ToServer::Reload {
                     config_text: text,
+                    principals: Vec::new(),
                     id: 1,
                 },
                 None,

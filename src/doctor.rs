@@ -22,7 +22,7 @@ use wraps::Wraps;
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `configuration`, `token NAME`, `key NAME`, `catalogue`, `store`,
+    /// `configuration`, `grants`, `token NAME`, `key NAME`, `catalogue`, `store`,
     /// `bucket NAME`, `agent`.
     pub area: String,
     /// Whether it is in order.
@@ -73,6 +73,7 @@ pub fn run(config_path: &Path, socket: &Path, bucket: Option<&str>) -> Vec<Findi
             config.keys.len()
         ),
     )];
+    findings.push(grants(&config));
     if !config.keys.iter().any(crate::config::Key::is_active) {
         findings.push(Finding::fault(
             "configuration",
@@ -98,6 +99,22 @@ pub fn run(config_path: &Path, socket: &Path, bucket: Option<&str>) -> Vec<Findi
     findings.extend(store_findings(&config, &buckets));
     findings.push(agent(socket));
     findings
+}
+
+/// Whether the users and groups of grants exist; an agent without grants is
+/// a choice, and no fault.
+fn grants(config: &Config) -> Finding {
+    match config.principals() {
+        Err(error) => configuration(&error),
+        Ok(ids) if ids.is_empty() => Finding::fine(
+            "grants",
+            "no grants configured: only root and the agent's own user may use it",
+        ),
+        Ok(ids) => Finding::fine(
+            "grants",
+            format!("{}; their users and groups exist", ids.len()),
+        ),
+    }
 }
 
 /// Whether somebody listens; an agent that is not running is no fault of the

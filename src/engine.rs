@@ -192,8 +192,10 @@ impl Engine {
 }
 
 /// A key as a store with directories would resolve it. S3 itself does not,
-/// but others do, and `x/../` must not lead to keyslots on any of them.
-fn folded(key: &str) -> String {
+/// but others do, and `x/../` must not lead to keyslots, nor out of a granted
+/// prefix, on any of them.
+#[must_use]
+pub fn folded(key: &str) -> String {
     let mut parts = Vec::new();
     for part in key.split('/') {
         match part {

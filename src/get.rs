@@ -54,6 +54,8 @@ pub struct GetRequest {
     pub allow_uncommitted: bool,
     /// The place a copied object is bound to.
     pub bound_to: Option<Place>,
+    /// The rings whose keys may open it; any when absent.
+    pub rings: Option<Vec<String>>,
 }
 
 /// Facts about an opened object, all of them authenticated but for what S3
@@ -124,7 +126,10 @@ pub async fn get(
         }
     };
 
-    let (opener, wrapping_key) = engine.keyring.open(&header).await?;
+    let (opener, wrapping_key) = engine
+        .keyring
+        .open(&header, request.rings.as_deref())
+        .await?;
     let place = request.bound_to.as_ref().unwrap_or(&request.place);
     let created = binding::check(header.context(), place, request.allow_unbound)?;
     let foreign = check_standing(engine, &request, &header, created, known, &window.pin).await?;

@@ -128,18 +128,24 @@ impl Keyring {
         draft.add_edk(edk).map_err(|e| message_error(&e))
     }
 
-    /// Finds a data key for `header` and verifies commitment and header tag
-    /// with it. Returns the opener and the wrapping key's name.
+    /// Finds a data key for `header`, by a key of these rings (of any without
+    /// them), and verifies commitment and header tag with it. Returns the
+    /// opener and the wrapping key's name.
     ///
     /// # Errors
-    /// No key at hand, no EDK that opens, a header that was altered, or a
-    /// token that is away.
-    pub async fn open(&self, header: &Header) -> Result<(Opener, String), Error> {
+    /// No key at hand, none of these rings, no EDK that opens, a header that
+    /// was altered, or a token that is away.
+    pub async fn open(
+        &self,
+        header: &Header,
+        rings: Option<&[String]>,
+    ) -> Result<(Opener, String), Error> {
         let required = Context::new();
         let aad = header.keyring_aad(&required);
         let mut tried = 0;
         let mut away = None;
         let mut gone = Vec::new();
+        let mut barred = None;
         for edk in header.edks() {
             let Some(parts) = edk.raw_aes_parts() else {
                 continue;
@@ -149,9 +155,13 @@ impl Keyring {
             if gone.contains(&parts.key_name) {
                 continue;
             }
-            let Some(holders) = self.openers(parts.key_name) else {
+            let Some((key, holders)) = self.openers(parts.key_name) else {
                 continue;
             };
+            if let Err(error) = permitted(&key, rings) {
+                barred = Some(error);
+                continue;
+            }
             let mut doubted = false;
             while tried < MAX_UNWRAPS {
                 tried += 1;
@@ -177,6 +187,9 @@ impl Keyring {
             }
         }
         if let Some(error) = away {
+            return Err(error);
+        }
+        if let Some(error) = barred.filter(|_| tried == 0) {
             return Err(error);
         }
         if tried == 0 {
@@ -210,14 +223,32 @@ impl Keyring {
         })
     }
 
-    fn openers(&self, key_name: &str) -> Option<Holders> {
+    fn openers(&self, key_name: &str) -> Option<(Key, Holders)> {
         let live = self.read();
         let key = live.keys.iter().find(|k| k.name == key_name && k.opens())?;
-        live.holders(key)
+        Some((key.clone(), live.holders(key)?))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Live> {
         self.live.read().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// Whether a key's ring is one of these; without them, any is.
+///
+/// # Errors
+/// [`ErrorKind::Forbidden`].
+pub fn permitted(key: &Key, rings: Option<&[String]>) -> Result<(), Error> {
+    match rings {
+        Some(rings) if !rings.iter().any(|ring| ring == key.ring()) => Err(Error::new(
+            ErrorKind::Forbidden,
+            format!(
+                "the grant is not for the ring {:?} of the wrapping key {:?}",
+                key.ring(),
+                key.name
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

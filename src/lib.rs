@@ -16,6 +16,7 @@ pub mod confine;
 pub mod control;
 pub mod doctor;
 pub mod engine;
+pub mod evidence;
 pub mod fault;
 pub mod get;
 pub mod keyring;

@@ -121,7 +121,8 @@ fn holds_only_slots(engine: &Engine, prefix: &str) -> bool {
     engine.settings.keyslot_prefix.starts_with(prefix) && prefix.starts_with(".strongroom/")
 }
 
-/// What is known of an object without decrypting it.
+/// What is known of an object without decrypting it; `readers` says who may
+/// read it here.
 ///
 /// # Errors
 /// The store refuses, or it is no message.
@@ -129,6 +130,7 @@ pub async fn inspect(
     engine: &Engine,
     place: &Place,
     version: Option<&str>,
+    readers: &str,
 ) -> Result<Inspection, Error> {
     engine.check_reserved(place)?;
     let head = engine
@@ -186,7 +188,7 @@ pub async fn inspect(
             .iter()
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .collect(),
-        questions: questions(engine, &header, &encrypted_data_keys, &keys),
+        questions: questions(engine, &header, &encrypted_data_keys, &keys, readers),
         encrypted_data_keys,
         catalogue: match standing {
             Standing::Unknown => "unknown",
@@ -244,6 +246,7 @@ fn questions(
     header: &Header,
     edks: &[InspectedKey],
     keys: &[KeyInfo],
+    readers: &str,
 ) -> Vec<Answer> {
     let tokens = engine.keyring.token_status();
     let mut held: Vec<String> = Vec::new();
@@ -321,7 +324,7 @@ fn questions(
         answer("How is it kept?", kept.join("; ")),
         answer(
             "Who has access?",
-            "on this host root and the agent's own user, through its socket; the storage provider holds ciphertext and wrapped keys only".to_owned(),
+            format!("{readers}; the storage provider holds ciphertext and wrapped keys only"),
         ),
     ]
 }

@@ -14,9 +14,10 @@ use crate::audit::Op;
 use crate::binding;
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
+use crate::keyring;
 use crate::message::{Draft, SealedHeader, Sealer};
 use crate::store::{
-    Attributes, METADATA_HEADER, METADATA_MESSAGE_ID, PartBody, Place, Stored, Upload,
+    Attributes, METADATA_HEADER, METADATA_MESSAGE_ID, PartBody, Place, StoreError, Stored, Upload,
 };
 
 use parts::Assembly;
@@ -45,6 +46,10 @@ pub struct PutRequest {
     pub context: Vec<(String, String)>,
     /// The ring whose active key wraps; the only ring when absent.
     pub ring: Option<String>,
+    /// The rings that may be used; any when absent.
+    pub rings: Option<Vec<String>>,
+    /// Whether an object that is there may not be replaced.
+    pub no_overwrite: bool,
     /// Plaintext bytes, when the client declared them.
     pub length: Option<u64>,
 }
@@ -58,7 +63,7 @@ pub struct PutRequest {
 /// first error is returned; an abort's own failure is logged.
 pub async fn put(
     engine: &Engine,
-    request: PutRequest,
+    mut request: PutRequest,
     source: &mut impl Plaintext,
     op: &mut Op,
 ) -> Result<Receipt, Error> {
@@ -66,6 +71,11 @@ pub async fn put(
     engine.check_reserved(&request.place)?;
     request.attributes.check().map_err(|e| store_error(&e))?;
     let key = engine.keyring.active(request.ring.as_deref())?;
+    keyring::permitted(&key, request.rings.as_deref())?;
+    if request.no_overwrite {
+        request.attributes.if_none_match = true;
+        check_absent(engine, &request.place).await?;
+    }
     // A dry run, for the client's mistakes: before it waits for anything.
     binding::context(&request.place, now_ms(), &request.context)?;
 
@@ -139,6 +149,16 @@ pub async fn put(
     })?;
     drop(guard);
     Ok(receipt)
+}
+
+/// A store that ignores `If-None-Match` must not replace what is there; what
+/// two writers do to each other at the same moment it still may.
+async fn check_absent(engine: &Engine, place: &Place) -> Result<(), Error> {
+    match engine.store.head(place, None).await {
+        Ok(_) => Err(store_error(&StoreError::Exists)),
+        Err(StoreError::NoSuchKey { .. }) => Ok(()),
+        Err(error) => Err(store_error(&error)),
+    }
 }
 
 struct Job<'e> {

@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::Config;
 use crate::confine;
 use crate::control::{ToServer, ToSupervisor};
 use crate::token::Latches;
 
+use preflight::Loaded;
 use server::Server;
 use socket::Listener;
 use systemd::Manager;
@@ -115,7 +115,8 @@ pub fn token_worker_main() -> ExitCode {
 }
 
 fn run_with(config_path: &Path, launch: Launch) -> Result<(), SupervisorError> {
-    let (config, text) = preflight::load(config_path)?;
+    let loaded = preflight::load(config_path)?;
+    let config = &loaded.config;
     let state_dir = &config.agent.state_dir;
     preflight::create_state_dir(state_dir).map_err(|error| {
         SupervisorError::failed(
@@ -142,8 +143,7 @@ fn run_with(config_path: &Path, launch: Launch) -> Result<(), SupervisorError> {
         manager: Manager::new(),
         listener: Some(listener),
         _lock: lock,
-        config,
-        text,
+        loaded,
         reload: None,
         reload_ids: 0,
         again: None,
@@ -159,8 +159,7 @@ struct Supervisor {
     /// Gone once we stop.
     listener: Option<Listener>,
     _lock: File,
-    config: Config,
-    text: String,
+    loaded: Loaded,
     reload: Option<Reload>,
     reload_ids: u64,
     /// A reload that was asked for while another was running: by how many
@@ -173,8 +172,7 @@ struct Supervisor {
 /// A new configuration that the server is looking at.
 struct Reload {
     id: u64,
-    config: Config,
-    text: String,
+    loaded: Loaded,
     deadline: Instant,
     /// Clients that wait for the answer.
     clients: usize,
@@ -243,8 +241,9 @@ impl Supervisor {
             && let Some(listener) = &self.listener
         {
             let start = ToServer::Start {
-                config_path: self.config.path.display().to_string(),
-                config_text: self.text.clone(),
+                config_path: self.loaded.config.path.display().to_string(),
+                config_text: self.loaded.text.clone(),
+                principals: self.loaded.principals.clone(),
                 supervisor_pid: std::process::id(),
             };
             if self.server.start(&start, listener.as_fd(), now).await {
@@ -308,7 +307,7 @@ impl Supervisor {
         match message {
             ToSupervisor::Serving => {
                 self.server.serves();
-                tracing::info!(socket = %self.config.agent.socket.display(), "serving");
+                tracing::info!(socket = %self.loaded.config.agent.socket.display(), "serving");
                 if self.stopping.is_none() {
                     self.manager.ready();
                 }
@@ -331,7 +330,7 @@ impl Supervisor {
                     return;
                 };
                 match error {
-                    None => self.apply(reload.config, reload.text, reload.clients),
+                    None => self.apply(reload.loaded, reload.clients),
                     Some(error) => {
                         let error = SupervisorError::configuration(
                             error,
@@ -354,24 +353,24 @@ impl Supervisor {
             return;
         }
         self.manager.reloading();
-        let loaded = preflight::load(&self.config.path).and_then(|(config, text)| {
-            preflight::check_unchanged(&self.config, &config).map(|()| (config, text))
-        });
+        let old = &self.loaded.config;
+        let loaded = preflight::load(&old.path)
+            .and_then(|new| preflight::check_unchanged(old, &new.config).map(|()| new));
         match loaded {
             Err(error) => self.answer(Err(&error), clients),
-            Ok((config, text)) if !self.server.runs() => self.apply(config, text, clients),
-            Ok((config, text)) => {
+            Ok(loaded) if !self.server.runs() => self.apply(loaded, clients),
+            Ok(loaded) => {
                 self.reload_ids += 1;
                 let id = self.reload_ids;
                 self.server.outbox.push(ToServer::Reload {
-                    config_text: text.clone(),
+                    config_text: loaded.text.clone(),
+                    principals: loaded.principals.clone(),
                     id,
                 });
                 let deadline = Instant::now() + RELOAD;
                 self.reload = Some(Reload {
                     id,
-                    config,
-                    text,
+                    loaded,
                     deadline,
                     clients,
                 });
@@ -379,10 +378,10 @@ impl Supervisor {
         }
     }
 
-    fn apply(&mut self, config: Config, text: String, clients: usize) {
-        self.workers.reconfigure(&config.tokens, Instant::now());
-        self.config = config;
-        self.text = text;
+    fn apply(&mut self, loaded: Loaded, clients: usize) {
+        self.workers
+            .reconfigure(&loaded.config.tokens, Instant::now());
+        self.loaded = loaded;
         self.answer(Ok(()), clients);
     }
 
@@ -428,7 +427,7 @@ impl Supervisor {
         self.listener = None;
         self.reload = None;
         self.server.outbox.push(ToServer::Stop);
-        let grace = self.config.agent.shutdown_grace.duration() + STOP_MARGIN;
+        let grace = self.loaded.config.agent.shutdown_grace.duration() + STOP_MARGIN;
         self.stopping = Some(now + grace);
     }
 }

@@ -27,6 +27,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("put", Floor::Operations),
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
+    ("evidence", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),
@@ -40,6 +41,8 @@ const FLOORS: &[(&str, Floor)] = &[
 /// Uses within one floor that are meant.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
+    // Grants are written in the words of operations.
+    ("config", "api"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
     ("doctor", "admin"),
 ];

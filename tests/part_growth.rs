@@ -165,6 +165,7 @@ fn pipeline_child() {
 
 struct Rig {
     engine: Arc<Engine>,
+    audit: strongroom::audit::Audit,
     _cancel: watch::Sender<bool>,
     _stuck: mpsc::Receiver<strongroom::token::Stuck>,
     worker: std::process::Child,
@@ -198,6 +199,16 @@ async fn rig(dir: &Path, spool_max: u64) -> Rig {
         concurrency: 2,
         ..Settings::new(&config, LIMITS)
     };
+    let (audit, _) = strongroom::audit::Audit::start(
+        strongroom::audit::Settings {
+            dir: state.join("audit"),
+            rotate: 1 << 20,
+            also: None,
+        },
+        strongroom::audit::Identity::of_this_host(),
+        strongroom::audit::Event::new(strongroom::audit::Kind::Start),
+    )
+    .unwrap();
     let pool = Pool::new(BUDGET);
     let spool = Spool::new(state, spool_max);
     let engine = Engine::new(keyring, store, catalog, pool, spool, settings, cancelled);
@@ -209,6 +220,7 @@ async fn rig(dir: &Path, spool_max: u64) -> Rig {
     }
     Rig {
         engine,
+        audit,
         _cancel: cancel,
         _stuck: stuck,
         worker,
@@ -221,9 +233,18 @@ async fn store(rig: &Rig, key: &str, len: u64, announced: bool) -> Result<Receip
         attributes: Attributes::default(),
         context: Vec::new(),
         ring: None,
+        rings: None,
+        no_overwrite: false,
         length: announced.then_some(len),
     };
-    let stored = put(&rig.engine, request, &mut Source::new(len, len)).await;
+    let actor = strongroom::audit::Actor {
+        uid: 0,
+        gid: 0,
+        pid: None,
+        comm: None,
+    };
+    let mut op = rig.audit.op(strongroom::audit::Kind::Put, actor, key);
+    let stored = put(&rig.engine, request, &mut Source::new(len, len), &mut op).await;
     assert_eq!(rig.engine.pool.in_use(), 0, "{key}: memory was kept");
     assert_eq!(rig.engine.spool.in_use(), 0, "{key}: spool was kept");
     stored
@@ -237,6 +258,7 @@ async fn fetch(rig: &Rig, key: &str, wanted: Wanted) -> Vec<u8> {
         allow_unbound: false,
         allow_uncommitted: false,
         bound_to: None,
+        rings: None,
     };
     let (facts, mut body) = get(&rig.engine, request).await.unwrap();
     let mut bytes = Vec::new();

@@ -109,7 +109,7 @@ fn only_the_agents_user_and_root_are_served() {
             &["status"],
             &["key", "list"],
         ] {
-            let run = cli(args, uid, STRANGER).fails(77, &["may not", "hint: "]);
+            let run = cli(args, uid, STRANGER).fails(77, &["has no grant for", "hint: "]);
             assert!(run.stdout.is_empty(), "{args:?}");
             refused += 1;
         }

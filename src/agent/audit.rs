@@ -2,13 +2,18 @@
 //! log: `watch` sees tokens and keys change, `checkpoints` signs and anchors,
 //! `resolve` finds out what became of operations that a crash cut short.
 
+mod anchor;
+mod checkpoints;
+mod resolve;
 mod watch;
 
+pub(super) use checkpoints::{Checkpoints, TokenSigner};
+pub(super) use resolve::resolve;
 pub(super) use watch::Watch;
 
 use http::{Method, Request};
 
-use crate::api::{Error, GenerateKey, Operation};
+use crate::api::{AuditStatus, CheckpointStatus, Error, GenerateKey, Operation};
 use crate::audit::{Actor, Audit, Event, Hash, Kind};
 use crate::config::Config;
 
@@ -93,5 +98,23 @@ pub(super) fn settings(config: &Config) -> crate::audit::Settings {
         dir: config.audit_dir(),
         rotate: config.audit.rotate.bytes(),
         also: config.audit.also,
+    }
+}
+
+/// What status tells of the log.
+pub(super) fn status(audit: &Audit, checkpoints: CheckpointStatus) -> AuditStatus {
+    let standing = audit.standing();
+    let state = match &standing.trouble {
+        Some(_) => "failed",
+        None if standing.origin.is_empty() => "opening",
+        None => "recording",
+    };
+    AuditStatus {
+        state: state.to_owned(),
+        since: standing.trouble.as_ref().map(|t| t.since.clone()),
+        detail: standing.trouble.map(|t| t.why),
+        origin: standing.origin,
+        records: standing.tree.size,
+        checkpoints,
     }
 }

@@ -2,8 +2,11 @@
 
 mod audit;
 mod connection;
+mod evidence;
+mod grants;
 mod objects;
 mod peer;
+mod policy;
 mod reply;
 mod request;
 mod routes;
@@ -12,4 +15,6 @@ mod source;
 mod start;
 mod state;
 
+pub use peer::Subject;
+pub use policy::{Ask, Policy};
 pub use start::server_main;

@@ -15,6 +15,7 @@ use crate::objects::{self, ListRequest};
 use crate::put::{self, PutRequest};
 
 use super::peer::Peer;
+use super::policy::{Meter, Rights};
 use super::reply::{self, Body};
 use super::request::{self, Query, Target};
 use super::source::HttpSource;
@@ -25,7 +26,10 @@ pub(super) struct Granted {
     pub(super) app: Arc<App>,
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) request_id: String,
-    pub(super) peer: Peer,
+    /// Who asked.
+    pub(super) peer: Arc<Peer>,
+    /// What was granted: only the policy makes one.
+    pub(super) rights: Rights,
 }
 
 impl Granted {
@@ -36,6 +40,11 @@ impl Granted {
         op.event().bucket = Some(bucket.to_owned());
         op.event().key = key.map(str::to_owned);
         op
+    }
+
+    /// What slows this request's bytes down.
+    fn meter(&self) -> Meter {
+        Meter::new(self.rights.limits.clone(), self.app.engine.pool.clone())
     }
 }
 
@@ -52,24 +61,28 @@ pub(super) async fn put(
         attributes: request::attributes(headers)?,
         context: request::context(headers)?,
         ring: request::text(headers, header::KEY)?,
-        // Absent for chunked bodies; hyper has checked the header's form.
-        length: request::text(headers, "content-length")?.and_then(|n| n.parse().ok()),
+        rings: granted.rights.rings.clone(),
+        no_overwrite: granted.rights.no_overwrite,
+        // Absent for chunked bodies.
+        length: request::length(headers)?,
     };
     let place = &request.place;
     let mut op = granted.op(Kind::Put, &place.bucket, Some(&place.key));
     if let Err(error) = granted.app.check_ready() {
         return op.finish(Err(error)).await;
     }
+    let meter = granted.meter();
     let Granted {
         app,
         permit,
         request_id,
+        rights,
         ..
     } = granted;
     let engine = app.engine.clone();
     // Dropped with this handler, which hyper drops when the client goes.
     let (present, client) = oneshot::channel();
-    let mut source = HttpSource::new(body, engine.pool.clone(), client);
+    let mut source = HttpSource::new(body, engine.pool.clone(), client, rights.max_size, meter);
     let (answer, outcome) = oneshot::channel();
     // A task of its own: when the client goes, the upload must still be
     // aborted, and the permit kept until it is.
@@ -133,6 +146,7 @@ pub(super) async fn get(
         allow_unbound: request::flag(headers, header::ALLOW_UNBOUND)?,
         allow_uncommitted: request::flag(headers, header::ALLOW_UNCOMMITTED)?,
         bound_to: request::bound_to(headers)?,
+        rings: granted.rights.rings.clone(),
     };
     let kind = if head { Kind::Head } else { Kind::Get };
     let place = &request.place;
@@ -224,11 +238,15 @@ fn stream(granted: Granted, body: PlaintextBody, mut op: Op, facts: &Facts) -> B
     if total == 0 {
         op.settle(Ok(()));
     }
-    let state = (op, body, granted);
+    let meter = granted.meter();
+    let state = (op, body, granted, meter);
     reply::stream(futures_util::stream::unfold(
         state,
-        move |(mut op, mut body, granted)| async move {
-            let next = body.next().await?;
+        move |(mut op, mut body, granted, mut meter)| async move {
+            let next = match body.next().await? {
+                Ok(bytes) => meter.pass(bytes.len()).await.map(|()| bytes),
+                error => error,
+            };
             match &next {
                 Ok(bytes) => {
                     let released = op.event().released.get_or_insert(0);
@@ -247,12 +265,10 @@ fn stream(granted: Granted, body: PlaintextBody, mut op: Op, facts: &Facts) -> B
                     log = error.log,
                     "a read was broken off"
                 );
-                granted
-                    .app
-                    .failures
-                    .record(error.problem(&granted.request_id));
+                let problem = error.problem(&granted.request_id);
+                granted.app.failures.record(granted.peer.uid(), problem);
             }
-            Some((next.map(Frame::data), (op, body, granted)))
+            Some((next.map(Frame::data), (op, body, granted, meter)))
         },
     ))
 }
@@ -316,6 +332,8 @@ pub(super) async fn inspect(
     let mut op = granted.op(Kind::Inspect, &place.bucket, Some(&place.key));
     op.event().version_id.clone_from(&version);
     op.begin().await?;
-    let outcome = objects::inspect(&granted.app.engine, &place, version.as_deref()).await;
+    let app = &granted.app;
+    let readers = app.policy.current().readers(&place);
+    let outcome = objects::inspect(&app.engine, &place, version.as_deref(), &readers).await;
     reply::json(StatusCode::OK, &op.finish(outcome).await?)
 }

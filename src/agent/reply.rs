@@ -15,8 +15,8 @@ use crate::api::{Error, ErrorKind, Problem, header};
 /// A response's body.
 pub(super) type Body = UnsyncBoxBody<Bytes, Error>;
 
-/// Seconds a client waits before it tries again.
-const RETRY_AFTER: &str = "2";
+/// Seconds a client waits before it tries again, where nothing better is known.
+const RETRY_AFTER: u64 = 2;
 
 /// Failures kept for `GET /v1/requests/{id}`: enough for every request that
 /// may be in progress, a few times over.
@@ -54,7 +54,10 @@ pub(super) fn problem(error: &Error, request_id: &str) -> Response<Body> {
         "application/problem+json",
     );
     if matches!(error.kind.status(), 429 | 503) {
-        set(&mut response, std_header::RETRY_AFTER, RETRY_AFTER);
+        // Whole seconds, and never too early.
+        let known = error.retry_after.map(|wait| wait.as_secs() + 1);
+        let seconds = known.unwrap_or(RETRY_AFTER).to_string();
+        set(&mut response, std_header::RETRY_AFTER, &seconds);
     }
     response
 }
@@ -71,25 +74,28 @@ pub(super) fn set(
     }
 }
 
-/// Why recent requests failed, by request id.
+/// Why recent requests failed, by request id and by the user whose they were.
 #[derive(Default)]
-pub(super) struct Failures(Mutex<VecDeque<Problem>>);
+pub(super) struct Failures(Mutex<VecDeque<(u32, Problem)>>);
 
 impl Failures {
-    pub(super) fn record(&self, problem: Problem) {
+    pub(super) fn record(&self, uid: u32, problem: Problem) {
         let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
         if kept.len() == KEPT_FAILURES {
             kept.pop_front();
         }
-        kept.push_back(problem);
+        kept.push_back((uid, problem));
     }
 
-    pub(super) fn find(&self, request_id: &str) -> Option<Problem> {
+    /// Of one user's requests; of anybody's without one.
+    pub(super) fn find(&self, request_id: &str, of: Option<u32>) -> Option<Problem> {
         let kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
         kept.iter()
             .rev()
-            .find(|p| p.request_id == request_id)
-            .cloned()
+            .find(|(uid, problem)| {
+                problem.request_id == request_id && of.is_none_or(|of| of == *uid)
+            })
+            .map(|(_, problem)| problem.clone())
     }
 }
 

@@ -3,9 +3,11 @@
 use http::HeaderMap;
 use percent_encoding::percent_decode;
 
-use crate::api::{Error, ErrorKind, header};
+use crate::api::{Error, ErrorKind, Operation, header};
 use crate::get::Wanted;
 use crate::store::{Attributes, Place};
+
+use super::policy::{Ask, PutFacts};
 
 /// Longest object key, in bytes of UTF-8 (S3 User Guide, "Naming objects").
 const MAX_KEY: usize = 1024;
@@ -223,6 +225,48 @@ pub(super) fn range(headers: &HeaderMap) -> Result<Wanted, Error> {
             Ok(Wanted::Span(first, Some(last)))
         }
     }
+}
+
+/// Plaintext bytes of a body that declares them; hyper has checked the form.
+pub(super) fn length(headers: &HeaderMap) -> Result<Option<u64>, Error> {
+    Ok(text(headers, "content-length")?.and_then(|n| n.parse().ok()))
+}
+
+/// What a request on objects asks for, in the words of grants.
+pub(super) fn ask(
+    operation: Operation,
+    target: &Target,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Result<Ask, Error> {
+    let key = match operation {
+        Operation::List => query.value("prefix").unwrap_or_default(),
+        _ => target.key.clone().unwrap_or_default(),
+    };
+    let mut ask = Ask::at(operation, &target.bucket, &key);
+    match operation {
+        Operation::Put => {
+            ask.ring = text(headers, header::KEY)?;
+            ask.put = Some(PutFacts {
+                storage_class: text(headers, header::STORAGE_CLASS)?,
+                retain_until: text(headers, header::RETAIN_UNTIL)?,
+                length: length(headers)?,
+            });
+        }
+        Operation::Get | Operation::Head => {
+            ask.held = bound_to(headers)?;
+            for (name, operation) in [
+                (header::ALLOW_UNBOUND, Operation::GetUnbound),
+                (header::ALLOW_UNCOMMITTED, Operation::GetUncommitted),
+            ] {
+                if flag(headers, name)? {
+                    ask.also.push(operation);
+                }
+            }
+        }
+        _ => {}
+    }
+    Ok(ask)
 }
 
 /// `s3://BUCKET/KEY` in `Strongroom-Bound-To`.

@@ -9,14 +9,18 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
-use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo};
+use crate::admin;
+use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo, Operation};
 use crate::config::WrapLimit;
 
 use super::audit::{self, Asked};
+use super::evidence;
+use super::grants;
 use super::objects::{self, Granted};
 use super::peer::Peer;
+use super::policy::Ask;
 use super::reply::{self, Body};
-use super::request::{Query, Target, malformed};
+use super::request::{self, Query, Target, malformed};
 use super::state::App;
 
 /// Longest JSON body we read, in bytes.
@@ -27,7 +31,7 @@ const JSON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// Answers one request. Errors have become problems when this returns.
 pub(super) async fn answer(
     app: Arc<App>,
-    peer: Peer,
+    peer: Arc<Peer>,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let request_id = reply::request_id();
@@ -36,12 +40,13 @@ pub(super) async fn answer(
         id = request_id,
         method = %request.method(),
         path = request.uri().path(),
-        uid = peer.uid,
+        uid = peer.uid(),
         pid = peer.pid,
+        comm = peer.comm(),
     );
     let asked = Asked::of(&request);
     let response = async {
-        match route(&app, peer, request, &request_id).await {
+        match route(&app, &peer, request, &request_id).await {
             Ok(response) => response,
             Err(error) => {
                 tracing::warn!(
@@ -49,7 +54,7 @@ pub(super) async fn answer(
                     status = error.kind.status(),
                     detail = error.detail,
                     log = error.log,
-                    gid = peer.gid,
+                    gid = peer.subject.gid,
                     "request failed"
                 );
                 if error.kind == ErrorKind::Forbidden {
@@ -57,8 +62,8 @@ pub(super) async fn answer(
                 }
                 // A HEAD's answer has no body: its client asks for the reason.
                 // Others' refusals would only push out what somebody waits for.
-                if peer.authorise("be told").is_ok() {
-                    app.failures.record(error.problem(&request_id));
+                if app.policy.current().knows(&peer.subject) {
+                    app.failures.record(peer.uid(), error.problem(&request_id));
                 }
                 reply::problem(&error, &request_id)
             }
@@ -71,37 +76,54 @@ pub(super) async fn answer(
 
 async fn route(
     app: &Arc<App>,
-    peer: Peer,
+    peer: &Arc<Peer>,
     request: Request<Incoming>,
     request_id: &str,
 ) -> Result<Response<Body>, Error> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let query = Query::parse(parts.uri.query())?;
+    // Of now, not of when the connection was made (SECURITY rule 25).
+    let policy = app.policy.current();
+    let subject = &peer.subject;
     if let Some(target) = Target::parse(&path) {
-        let operation = operation(&parts.method, &query);
-        peer.authorise(operation)?;
-        let permit = permit(app)?;
-        let target = target?;
+        let operation = operation(&parts.method, &query, &target)
+            .ok_or_else(|| not_allowed(&parts.method, &path))?;
+        let target = match target {
+            Ok(target) => target,
+            Err(error) => {
+                policy.somewhere(subject, operation)?;
+                return Err(error);
+            }
+        };
+        // Before anything is looked up for it.
+        let ask = request::ask(operation, &target, &query, &parts.headers)?;
+        let rights = policy.decide(subject, &ask)?;
         let granted = Granted {
             app: app.clone(),
-            permit,
+            permit: permit(app)?,
             request_id: request_id.to_owned(),
-            peer,
+            peer: peer.clone(),
+            rights,
         };
-        return match (operation, target.key.is_some()) {
-            ("put", _) => objects::put(granted, target, query, &parts.headers, body).await,
-            ("get", true) => objects::get(granted, target, query, &parts.headers, false).await,
-            ("head", true) => objects::get(granted, target, query, &parts.headers, true).await,
-            ("inspect", true) => objects::inspect(granted, target, query).await,
-            ("delete", _) => objects::delete(granted, target, query).await,
-            ("get", false) => objects::list(granted, target.bucket, query).await,
+        return match operation {
+            Operation::Put => objects::put(granted, target, query, &parts.headers, body).await,
+            Operation::Get => objects::get(granted, target, query, &parts.headers, false).await,
+            Operation::Head => objects::get(granted, target, query, &parts.headers, true).await,
+            Operation::Inspect => objects::inspect(granted, target, query).await,
+            Operation::Delete => objects::delete(granted, target, query).await,
+            Operation::List => objects::list(granted, target.bucket, query).await,
             _ => Err(not_allowed(&parts.method, &path)),
         };
     }
+    let admin = || policy.decide(subject, &Ask::admin()).map_err(Error::from);
     if let Some(id) = path.strip_prefix("/v1/requests/") {
-        peer.authorise("get")?;
-        return match app.failures.find(id) {
+        if !policy.knows(subject) {
+            admin()?;
+        }
+        // Others' failures name others' objects.
+        let of = admin().is_err().then(|| peer.uid());
+        return match app.failures.find(id, of) {
             Some(problem) => reply::json(StatusCode::OK, &problem),
             None => Err(Error::new(
                 ErrorKind::NotFound,
@@ -115,54 +137,78 @@ async fn route(
         }
         (&Method::GET | &Method::HEAD, "/v1/ready") => {
             app.check_ready()
-                .map_err(|error| match peer.authorise("read the status") {
-                    Ok(()) => error,
+                .map_err(|error| match policy.knows(subject) {
+                    true => error,
                     // Anybody who may connect hears whether, not why.
-                    Err(_) => Error::new(error.kind, "not ready"),
+                    false => Error::new(error.kind, "not ready"),
                 })?;
             Ok(Response::new(reply::full(Bytes::from_static(b"ready\n"))))
         }
         (&Method::GET, "/v1/status") => {
-            peer.authorise("read the status")?;
+            admin()?;
             reply::json(StatusCode::OK, &app.status())
         }
         (&Method::GET, "/v1/keys") => {
-            peer.authorise("list keys")?;
+            admin()?;
             reply::json(StatusCode::OK, &app.engine.keyring.keys())
         }
         (&Method::POST, "/v1/keys") => {
-            peer.authorise("administer")?;
+            admin()?;
             generate_key(app, peer, body).await
         }
         (&Method::POST, "/v1/reload") => {
-            peer.authorise("administer")?;
+            admin()?;
             reload(app).await
         }
-        (_, "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/reload") => {
-            Err(not_allowed(&parts.method, &path))
+        (&Method::GET, "/v1/evidence") => {
+            admin()?;
+            evidence::answer(app, &policy, &query).await
+        }
+        (&Method::GET, "/v1/grants") => {
+            admin()?;
+            reply::json(StatusCode::OK, &policy.list())
+        }
+        (&Method::GET, "/v1/grants/test") => {
+            admin()?;
+            grants::test(&policy, &query)
         }
         (
             _,
-            "/v1/rewrap" | "/v1/metrics" | "/v1/catalog" | "/v1/verify" | "/v1/uploads"
-            | "/v1/grants/test",
-        ) => Err(Error::new(
-            ErrorKind::NotImplemented,
-            format!("{path} is not in this release"),
-        )),
+            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/reload" | "/v1/evidence"
+            | "/v1/grants" | "/v1/grants/test",
+        ) => Err(not_allowed(&parts.method, &path)),
+        (_, "/v1/rewrap") => {
+            policy.somewhere(subject, Operation::Rewrap)?;
+            Err(not_implemented(&path))
+        }
+        (_, "/v1/metrics" | "/v1/catalog" | "/v1/verify" | "/v1/uploads") => {
+            admin()?;
+            Err(not_implemented(&path))
+        }
         _ => Err(Error::new(ErrorKind::NotFound, format!("no route {path}"))),
     }
 }
 
-/// The operation a grant would have to name.
-fn operation(method: &Method, query: &Query) -> &'static str {
-    match *method {
-        Method::GET if query.has("inspect") => "inspect",
-        Method::GET => "get",
-        Method::HEAD => "head",
-        Method::PUT => "put",
-        Method::DELETE => "delete",
-        _ => "do that",
-    }
+/// The operation that a grant has to name; none of an object's if the method
+/// does not exist here.
+fn operation(method: &Method, query: &Query, target: &Result<Target, Error>) -> Option<Operation> {
+    let whole_bucket = target.as_ref().is_ok_and(|target| target.key.is_none());
+    Some(match *method {
+        Method::GET if query.has("inspect") => Operation::Inspect,
+        Method::GET if whole_bucket => Operation::List,
+        Method::GET => Operation::Get,
+        Method::HEAD => Operation::Head,
+        Method::PUT => Operation::Put,
+        Method::DELETE => Operation::Delete,
+        _ => return None,
+    })
+}
+
+fn not_implemented(path: &str) -> Error {
+    Error::new(
+        ErrorKind::NotImplemented,
+        format!("{path} is not in this release"),
+    )
 }
 
 fn not_allowed(method: &Method, path: &str) -> Error {
@@ -187,7 +233,7 @@ fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
     })
 }
 
-async fn generate_key(app: &App, peer: Peer, body: Incoming) -> Result<Response<Body>, Error> {
+async fn generate_key(app: &App, peer: &Peer, body: Incoming) -> Result<Response<Body>, Error> {
     let body = http_body_util::Limited::new(body, MAX_JSON).collect();
     let bytes = tokio::time::timeout(JSON_PATIENCE, body)
         .await
@@ -203,6 +249,12 @@ async fn generate_key(app: &App, peer: Peer, body: Incoming) -> Result<Response<
         )
     })?;
     app.audit.check()?;
+    if wanted.audit {
+        let signer = token.generate_signer(&wanted.label).await?;
+        audit::generated(app, peer.actor(), &wanted, None).await?;
+        let info = admin::audit_key_info(&wanted.token, &wanted.label, signer)?;
+        return reply::json(StatusCode::CREATED, &info);
+    }
     let key = token
         .generate_key(&wanted.label)
         .await

@@ -65,7 +65,7 @@ pub(super) async fn serve(
             }
         };
         let peer = match Peer::of(&stream) {
-            Ok(peer) => peer,
+            Ok(peer) => Arc::new(peer),
             Err(error) => {
                 tracing::error!(%error, "a peer could not be identified");
                 continue;
@@ -73,8 +73,9 @@ pub(super) async fn serve(
         };
         let connection = Connection::new(stream, app.engine.pool.clone());
         let app = app.clone();
+        let (uid, pid) = (peer.uid(), peer.pid);
         let service = service_fn(move |request| {
-            let app = app.clone();
+            let (app, peer) = (app.clone(), peer.clone());
             async move {
                 // hyper keeps the buffer it read a body into for the next
                 // request: plaintext would lie there for as long as a client
@@ -95,7 +96,7 @@ pub(super) async fn serve(
         let watched = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = watched.await {
-                tracing::debug!(%error, uid = peer.uid, pid = peer.pid, "a connection broke");
+                tracing::debug!(%error, uid, pid, "a connection broke");
             }
             drop(slot);
         });

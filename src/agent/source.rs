@@ -12,13 +12,15 @@ use crate::api::{Error, ErrorKind};
 use crate::put::Plaintext;
 use crate::store::Pool;
 
+use super::policy::{self, Meter};
+
 /// How long a client may pause while nobody waits for the memory it holds:
 /// a database dump may think for minutes before its first byte.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// How long it may pause, or stay below [`STARVING_RATE`], while others wait.
 pub(super) const STARVING_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes a second below which a client that others wait for is too slow.
-const STARVING_RATE: u64 = 64 << 10;
+pub(super) const STARVING_RATE: u64 = 64 << 10;
 
 /// A body being read. Ends well only with its declared last byte or its
 /// terminating chunk: a killed client never looks like a finished one.
@@ -33,10 +35,19 @@ pub(super) struct HttpSource {
     /// has waited for us, for memory or for the store.
     waited: Duration,
     received: u64,
+    /// Bytes that the grant allows, if it says how many.
+    most: Option<u64>,
+    meter: Meter,
 }
 
 impl HttpSource {
-    pub(super) fn new(body: Incoming, pool: Pool, client: oneshot::Receiver<()>) -> Self {
+    pub(super) fn new(
+        body: Incoming,
+        pool: Pool,
+        client: oneshot::Receiver<()>,
+        most: Option<u64>,
+        meter: Meter,
+    ) -> Self {
         Self {
             body,
             chunk: Bytes::new(),
@@ -45,6 +56,8 @@ impl HttpSource {
             client,
             waited: Duration::ZERO,
             received: 0,
+            most,
+            meter,
         }
     }
 
@@ -69,6 +82,11 @@ impl HttpSource {
                     // Trailers carry nothing that we use.
                     if let Ok(data) = frame.into_data() {
                         self.received += data.len() as u64;
+                        if let Some(most) = self.most
+                            && self.received > most
+                        {
+                            return Err(policy::too_large(most));
+                        }
                         self.chunk = data;
                     }
                 }
@@ -78,7 +96,8 @@ impl HttpSource {
             }
         }
         self.waited += paused.elapsed();
-        self.check_pace()
+        self.check_pace()?;
+        self.meter.pass(self.chunk.len()).await
     }
 
     fn check_pace(&self) -> Result<(), Error> {

@@ -7,17 +7,18 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::api::{Error, ErrorKind};
 use crate::audit::{Audit, Event, Identity, Kind};
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::config::{Anchor, Config};
 use crate::confine::{self, ServerPaths};
 use crate::control::{AsyncControl, Control, HEARTBEAT, ToServer, ToSupervisor};
 use crate::engine::{Engine, Settings};
@@ -25,7 +26,8 @@ use crate::keyring::Keyring;
 use crate::store::{Limits, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
-use super::audit::{self, Watch};
+use super::audit::{self, Checkpoints, Watch};
+use super::policy::{Policies, Policy};
 use super::reply::Failures;
 use super::serve;
 use super::state::{App, ReloadRequest};
@@ -59,6 +61,7 @@ fn run() -> Result<(), Error> {
     confine::die_with_parent();
     confine::harden_process();
     confine::ignore_termination();
+    raise_descriptor_limit();
     let mut control = Control::from_stdin().map_err(fatal("no control channel"))?;
     let first = control
         .recv()
@@ -67,6 +70,7 @@ fn run() -> Result<(), Error> {
         ToServer::Start {
             config_path,
             config_text,
+            principals,
             supervisor_pid,
         },
         Some(listener),
@@ -106,18 +110,36 @@ fn run() -> Result<(), Error> {
     runtime.block_on(async {
         let listener = listen(listener)?;
         let control = control.into_async().map_err(fatal("the control channel"))?;
-        let (audit, unended) = Audit::start(audit::settings(&config), identity, start)
+        let (audit, unended) = Audit::start(audit::settings(&config), identity.clone(), start)
             .map_err(fatal("the audit log's writer"))?;
         let server = Server::build(
             config,
+            &principals,
             spool_dir,
             confinement.to_string(),
             supervisor_pid,
             audit,
         )
         .await?;
-        server.run(listener, control).await
+        tokio::spawn(audit::resolve(server.app.clone(), unended));
+        let checkpoints = Checkpoints::new(server.app.clone(), &server.config, identity);
+        server.run(listener, control, checkpoints).await
     })
+}
+
+/// A connection takes two descriptors, a request more: the usual soft limit
+/// of 1,024 exists for programs that use select(2). Best effort.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on descriptors stays as it is");
+    }
+}
+
+/// The agent's own user.
+fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 fn listen(listener: OwnedFd) -> Result<UnixListener, Error> {
@@ -138,16 +160,19 @@ fn spool_dir(config: &Config) -> PathBuf {
 
 /// Directories of the audit log that lie outside the state directory.
 fn beyond_state(config: &Config) -> Result<Vec<PathBuf>, Error> {
-    let dir = config.audit_dir();
-    if dir.starts_with(&config.agent.state_dir) {
-        return Ok(Vec::new());
+    let mut dirs = vec![config.audit_dir()];
+    if let Some(Anchor::Dir(dir)) = &config.audit.anchor {
+        dirs.push(dir.clone());
     }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .map_err(fatal("the audit log's directory"))?;
-    Ok(vec![dir])
+    dirs.retain(|dir| !dir.starts_with(&config.agent.state_dir));
+    for dir in &dirs {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(fatal("a directory of the audit log"))?;
+    }
+    Ok(dirs)
 }
 
 /// What the server must not be able to open.
@@ -176,6 +201,7 @@ struct Server {
 impl Server {
     async fn build(
         config: Config,
+        principals: &[u32],
         spool_dir: PathBuf,
         confinement: String,
         supervisor_pid: u32,
@@ -202,6 +228,12 @@ impl Server {
         let app = Arc::new(App {
             engine,
             audit,
+            audit_dir: config.audit_dir(),
+            audit_key: config
+                .checkpoint_token()
+                .and_then(|token| Some((token.name.clone(), config.audit.checkpoint_key.clone()?))),
+            checkpoints: Mutex::default(),
+            policy: Policies::new(Policy::new(&config, principals, own_uid())),
             permits: Arc::new(Semaphore::new(config.agent.max_requests)),
             max_requests: config.agent.max_requests,
             failures: Failures::default(),
@@ -225,8 +257,15 @@ impl Server {
         })
     }
 
-    async fn run(mut self, listener: UnixListener, mut control: AsyncControl) -> Result<(), Error> {
+    async fn run(
+        mut self,
+        listener: UnixListener,
+        mut control: AsyncControl,
+        checkpoints: Checkpoints,
+    ) -> Result<(), Error> {
         let (stop, stopped) = watch::channel(false);
+        let (close, closing) = watch::channel(false);
+        let checkpoints = tokio::spawn(checkpoints.run(closing));
         let cancel = self.cancel.clone();
         let mut serving = tokio::spawn(serve::serve(
             listener,
@@ -244,7 +283,10 @@ impl Server {
         loop {
             let out = tokio::select! {
                 done = &mut serving => {
+                    // The last checkpoint covers this record.
                     self.app.audit.send(Event::new(Kind::Stop));
+                    close.send_replace(true);
+                    let _ = checkpoints.await;
                     self.app.audit.close().await;
                     return done.map_err(|e| Error::new(ErrorKind::Internal, "the listener ended abnormally").log(e));
                 }
@@ -316,8 +358,12 @@ impl Server {
                 }
                 None
             }
-            ToServer::Reload { config_text, id } => {
-                let error = self.reload(&config_text).err();
+            ToServer::Reload {
+                config_text,
+                principals,
+                id,
+            } => {
+                let error = self.reload(&config_text, &principals).err();
                 Some(ToSupervisor::Reloaded { id, error })
             }
             ToServer::ReloadAnswer { error, hint } => {
@@ -337,10 +383,14 @@ impl Server {
         }
     }
 
-    /// Keys and tokens change at once; what shapes the process needs a restart.
-    fn reload(&mut self, text: &str) -> Result<(), String> {
+    /// Keys, tokens and grants change at once; what shapes the process needs a
+    /// restart.
+    fn reload(&mut self, text: &str, principals: &[u32]) -> Result<(), String> {
         let config = Config::parse(text, &self.config.path).map_err(|e| e.message)?;
         self.app.engine.keyring.update(&config);
+        self.app
+            .policy
+            .replace(Policy::new(&config, principals, own_uid()));
         let fixed = |c: &Config| {
             format!(
                 "{:?} {:?} {:?} {:?} {:?} {:?}",

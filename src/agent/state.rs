@@ -1,15 +1,18 @@
 //! What the routes share.
 
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::api::{Error, ErrorKind, KeyInfo, Status};
+use crate::api::{CheckpointStatus, Error, ErrorKind, KeyInfo, Status};
 use crate::audit::Audit;
 use crate::engine::Engine;
 
+use super::audit;
+use super::policy::Policies;
 use super::reply::Failures;
 
 /// A client's `POST /v1/reload` on its way to the supervisor.
@@ -19,6 +22,14 @@ pub(super) type ReloadRequest = oneshot::Sender<Result<(), Error>>;
 pub(super) struct App {
     pub(super) engine: Arc<Engine>,
     pub(super) audit: Audit,
+    /// Where it is.
+    pub(super) audit_dir: PathBuf,
+    /// The key that signs, if one is configured: token and label.
+    pub(super) audit_key: Option<(String, String)>,
+    /// What its checkpoints have come to.
+    pub(super) checkpoints: Mutex<CheckpointStatus>,
+    /// Who may do what.
+    pub(super) policy: Policies,
     /// One permit a request in progress.
     pub(super) permits: Arc<Semaphore>,
     pub(super) max_requests: usize,
@@ -141,6 +152,11 @@ impl App {
             memory_budget: self.memory_budget,
             endpoint: self.engine.store.endpoint(),
             confinement: self.confinement.clone(),
+            audit: {
+                let checkpoints = self.checkpoints.lock().unwrap_or_else(|e| e.into_inner());
+                audit::status(&self.audit, checkpoints.clone())
+            },
+            grants: self.policy.current().len(),
             tokens: self.engine.keyring.token_status(),
             keys: self.engine.keyring.keys(),
         }

@@ -2,6 +2,8 @@
 //!
 //! docs/errors.md is this table; a test holds the two together.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 macro_rules! kinds {
@@ -134,6 +136,8 @@ pub struct Error {
     pub hint: Option<String>,
     /// For the log alone.
     pub log: Option<String>,
+    /// When the same request may succeed, if that is known.
+    pub retry_after: Option<Duration>,
 }
 
 impl Error {
@@ -144,6 +148,7 @@ impl Error {
             detail: detail.into(),
             hint: None,
             log: None,
+            retry_after: None,
         }
     }
 
@@ -158,6 +163,13 @@ impl Error {
     #[must_use]
     pub fn log(mut self, log: impl std::fmt::Display) -> Self {
         self.log = Some(log.to_string());
+        self
+    }
+
+    /// Attaches when the same request may succeed.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
         self
     }
 

@@ -45,6 +45,14 @@ impl Operation {
         Self::Admin,
     ];
 
+    /// The operation with this word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|operation| operation.as_str() == word)
+    }
+
     /// Its word in grants, records and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {

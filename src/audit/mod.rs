@@ -12,19 +12,26 @@
 //! agent's.
 
 mod disk;
+mod lines;
 mod note;
 mod op;
 mod record;
 mod segment;
 mod sink;
 mod tree;
+mod verify;
 mod writer;
 
 pub use disk::Begun;
-pub use note::{Checkpoint, Note, ORIGIN_PREFIX, PublicKey, Signed, Signer, Signing, Standing};
+pub use lines::each_line;
+pub use note::{
+    Checkpoint, Note, ORIGIN_PREFIX, PublicKey, Signed, Signer, Signing, Standing, anchor_name,
+    anchored_size, parse_notes,
+};
 pub use op::Op;
 pub use record::{ABANDONED, Actor, Event, Head, Kind, OK, Phase, Record, TreeHead};
 pub use tree::{Hash, Range};
+pub use verify::{AnchorFiles, Content, Fault, Files, Report, Signatures, Tail, Verdict, verify};
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

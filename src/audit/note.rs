@@ -151,6 +151,22 @@ impl Checkpoint {
     }
 }
 
+/// The name under which a checkpoint is anchored: `HOST/ID/SIZE`, the size
+/// zero-padded, so that names sort as trees grow.
+#[must_use]
+pub fn anchor_name(checkpoint: &Checkpoint) -> String {
+    let origin = &checkpoint.origin;
+    let log = origin.strip_prefix(ORIGIN_PREFIX).unwrap_or(origin);
+    format!("{log}/{:020}.checkpoint", checkpoint.tree.size)
+}
+
+/// The size in such a name.
+#[must_use]
+pub fn anchored_size(name: &str) -> Option<u64> {
+    let name = name.rsplit('/').next()?;
+    name.strip_suffix(".checkpoint")?.parse().ok()
+}
+
 /// A checkpoint as it is kept: with its signatures, if any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
@@ -396,6 +412,7 @@ pub(super) mod tests {
     fn a_note_reads_as_it_was_written() {
         let notes = [signed(1, 1), Note::unsigned(checkpoint(2)), signed(3, 1)];
         let file: String = notes.iter().map(Note::entry).collect();
+        assert_eq!(anchored_size(&anchor_name(&checkpoint(70))), Some(70));
         let read = parse_notes(&file);
         assert_eq!(read.notes, notes);
         assert_eq!((read.good, read.bad_line), (file.len(), None));

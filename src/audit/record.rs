@@ -57,6 +57,8 @@ pub enum Kind {
     Resolved,
     /// The log could not be written for a while.
     Outage,
+    /// What was found at the anchor at a start.
+    Anchor,
     /// A checkpoint is made of the tree that ends with this record.
     Checkpoint,
 }

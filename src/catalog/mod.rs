@@ -61,6 +61,17 @@ pub enum Standing {
     Newer,
 }
 
+/// What depends on a wrapping key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Custody {
+    /// Its configured name.
+    pub key: String,
+    /// Objects and versions.
+    pub objects: u64,
+    /// Their ciphertext bytes.
+    pub stored_bytes: u64,
+}
+
 /// The stored canary of a wrapping key (docs/tokens.md). No secret: the
 /// plaintext is random, kept nowhere, and known by its digest alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -272,6 +283,23 @@ impl Catalog {
     /// The catalogue cannot be read.
     pub fn load_wraps(&self, key: &str) -> Result<WrapsRow, CatalogError> {
         self.readers.run_blocking(|conn| wraps::load(conn, key))
+    }
+
+    /// What depends on each wrapping key. Reads all receipts: seconds for
+    /// millions of them.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn custody(&self) -> Result<Vec<Custody>, CatalogError> {
+        self.readers.run(reader::custody).await
+    }
+
+    /// When each wrapping key was first used on this host, Unix milliseconds.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn first_uses(&self) -> Result<Vec<(String, u64)>, CatalogError> {
+        self.readers.run(reader::first_uses).await
     }
 
     /// Counts further wraps of a key, before they are made. Blocks until it

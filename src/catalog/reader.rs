@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use tokio::sync::Semaphore;
 
-use super::{CanaryRow, CatalogError, Counts, Known, Standing, schema};
+use super::{CanaryRow, CatalogError, Counts, Custody, Known, Standing, schema};
 use crate::api::Receipt;
 
 /// Connections kept open, and queries running at once. They take
@@ -191,6 +191,33 @@ pub(super) fn canary(conn: &Connection, key: &str) -> rusqlite::Result<Option<Ca
         },
     )
     .optional()
+}
+
+/// What depends on each wrapping key: current objects, and earlier versions
+/// that were not deleted.
+pub(super) fn custody(conn: &Connection) -> rusqlite::Result<Vec<Custody>> {
+    conn.prepare(
+        "SELECT m.wrapping_key, count(*), coalesce(sum(m.stored_size), 0)
+         FROM message m JOIN place p ON p.id = m.place
+         WHERE m.removed IS NULL
+           AND ((p.current = m.id AND p.deleted IS NULL) OR m.version_id IS NOT NULL)
+         GROUP BY m.wrapping_key",
+    )?
+    .query_map([], |row| {
+        Ok(Custody {
+            key: row.get(0)?,
+            objects: unsigned(row, 1)?,
+            stored_bytes: unsigned(row, 2)?,
+        })
+    })?
+    .collect()
+}
+
+/// When each key's canary was made, Unix milliseconds.
+pub(super) fn first_uses(conn: &Connection) -> rusqlite::Result<Vec<(String, u64)>> {
+    conn.prepare("SELECT key, created FROM canary")?
+        .query_map([], |row| Ok((row.get(0)?, unsigned(row, 1)?)))?
+        .collect()
 }
 
 fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {

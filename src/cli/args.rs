@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use super::{completions, cp, doctor, get, inspect, key, ls, man, put, rm, token};
+use super::{
+    completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, rm, token,
+};
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
 /// stores them in S3.
@@ -75,10 +77,14 @@ pub(super) enum Command {
     Mv(cp::MvArgs),
     /// Wrapping keys: generate, list, show
     Key(key::KeyArgs),
+    /// Who may do what: list the grants, explain a decision
+    Grants(grants::GrantsArgs),
     /// PKCS#11 tokens: set one up, list what a module offers
     Token(token::TokenArgs),
     /// The agent's health
     Status(NoArgs),
+    /// Make, or check, the auditor's report: who held which key, who did what
+    Evidence(evidence::EvidenceArgs),
     /// Find out what is wrong with this host's set-up, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Run the agent in the foreground

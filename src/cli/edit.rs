@@ -17,6 +17,8 @@ pub(super) struct NewKey<'a> {
     pub(super) token: &'a str,
     pub(super) label: &'a str,
     pub(super) ring: Option<&'a str>,
+    /// Not a wrapping key, but the one that signs checkpoints.
+    pub(super) audit: bool,
 }
 
 /// A change of the configuration, checked and not yet made.
@@ -35,7 +37,11 @@ impl Change {
         // Through a symbolic link: what it names is changed, not the link.
         let real = std::fs::canonicalize(path).map_err(|error| cannot(&error))?;
         let before = std::fs::read_to_string(&real).map_err(|error| cannot(&error))?;
-        let after = with_key(&before, key).map_err(|why| {
+        let entered = match key.audit {
+            true => with_audit_key(&before, key),
+            false => with_key(&before, key),
+        };
+        let after = entered.map_err(|why| {
             Failure::new(CONFIG, format!("cannot edit {}: {why}", path.display()))
         })?;
         Config::parse(&after, path)
@@ -69,7 +75,7 @@ impl Change {
                     self.path.display()
                 ),
             )
-            .hint("enter the [[key]] by hand, and reload the agent"));
+            .hint("enter the new key by hand, and reload the agent"));
         }
         replace(&self.path, text).map_err(|error| cannot(&error))
     }
@@ -101,6 +107,20 @@ fn with_key(text: &str, key: &NewKey<'_>) -> Result<String, String> {
         return Err("its keys are not written as [[key]] tables".into());
     };
     keys.push(table);
+    Ok(document.to_string())
+}
+
+/// Sets what `[audit]` says of the key that signs checkpoints.
+fn with_audit_key(text: &str, key: &NewKey<'_>) -> Result<String, String> {
+    let mut document: DocumentMut = text
+        .parse()
+        .map_err(|error: toml_edit::TomlError| error.to_string())?;
+    let audit = document.entry("audit").or_insert(toml_edit::table());
+    let Some(audit) = audit.as_table_like_mut() else {
+        return Err("its [audit] is not written as a table".into());
+    };
+    audit.insert("checkpoint_key", value(key.label));
+    audit.insert("checkpoint_token", value(key.token));
     Ok(document.to_string())
 }
 
@@ -138,7 +158,25 @@ mod tests {
         token: "primary",
         label: "archive-2026",
         ring: None,
+        audit: false,
     };
+
+    #[test]
+    fn an_audit_key_is_named_and_every_other_setting_stays() {
+        let audit = NewKey {
+            audit: true,
+            label: "audit-2026",
+            ..KEY
+        };
+        let with = format!("{CONFIGURATION}\n[audit]\nrotate = \"1 MiB\" # small\n");
+        for text in [CONFIGURATION, &with] {
+            let text = with_audit_key(text, &audit).unwrap();
+            let config = Config::parse(&text, Path::new("x")).unwrap();
+            assert_eq!(config.audit.checkpoint_key.as_deref(), Some("audit-2026"));
+            assert_eq!(config.checkpoint_token().unwrap().name, "primary");
+        }
+        assert!(with_audit_key(&with, &audit).unwrap().contains("# small"));
+    }
 
     fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();

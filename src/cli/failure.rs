@@ -10,12 +10,16 @@ use crate::config::ConfigError;
 pub(super) const FAILED: u8 = 1;
 /// Exit code: wrong usage.
 pub(super) const USAGE: u8 = 2;
+/// Exit code: altered.
+pub(super) const ALTERED: u8 = 65;
 /// Exit code: no such object or file.
 pub(super) const NO_SUCH: u8 = 66;
 /// Exit code: already exists.
 pub(super) const EXISTS: u8 = 73;
 /// Exit code: temporary.
 pub(super) const TEMPORARY: u8 = 75;
+/// Exit code: not permitted by a grant.
+pub(super) const DENIED: u8 = 77;
 /// Exit code: configuration.
 pub(super) const CONFIG: u8 = 78;
 /// Exit code of a process that SIGPIPE ended, as shells report it.

@@ -21,7 +21,7 @@ pub(super) struct KeyArgs {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Generate a wrapping key in a token and enter it into the configuration
+    /// Generate a key in a token and enter it into the configuration
     Generate(GenerateArgs),
     /// List the configured wrapping keys
     List,
@@ -43,8 +43,11 @@ struct GenerateArgs {
     #[arg(long)]
     label: Option<String>,
     /// The ring it belongs to [default: its name]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "audit")]
     ring: Option<String>,
+    /// Not a wrapping key, but the one that signs the audit log's checkpoints; prints its public key, for the auditor to keep
+    #[arg(long)]
+    audit: bool,
 }
 
 pub(super) async fn run(ui: &Ui, args: KeyArgs) -> Result<(), Failure> {
@@ -118,18 +121,24 @@ async fn generate(ui: &Ui, args: &GenerateArgs) -> Result<(), Failure> {
             token: &args.token,
             label,
             ring: args.ring.as_deref(),
+            audit: args.audit,
         },
     )?;
     let client = Client::new(&ui.socket(Some(&config.agent.socket)));
     let request = GenerateKey {
         label: label.to_owned(),
         token: args.token.clone(),
+        audit: args.audit,
     };
     let cannot = |error: &Error| Failure::api("cannot generate the key", error);
     let (info, through_agent) = match client.generate_key(&request).await {
         Ok(info) => (info, true),
         Err(error) if error.kind == ErrorKind::AgentAway => {
-            let info = admin::generate_key(token, label).map_err(|error| cannot(&error))?;
+            let made = match args.audit {
+                true => admin::generate_audit_key(token, label),
+                false => admin::generate_key(token, label),
+            };
+            let info = made.map_err(|error| cannot(&error))?;
             (info, false)
         }
         Err(error) => return Err(cannot(&error)),
@@ -137,6 +146,13 @@ async fn generate(ui: &Ui, args: &GenerateArgs) -> Result<(), Failure> {
     change.apply().map_err(|failure| orphaned(failure, label))?;
     if through_agent {
         reload(&client, &change, &path, label).await?;
+    }
+    if args.audit {
+        return match &info.public_key {
+            _ if ui.is_json() => ui.json(&info),
+            Some(pem) => ui.line(pem.trim_end()),
+            None => Ok(()),
+        };
     }
     // The token knows nothing of the configuration.
     let info = KeyInfo {

@@ -17,8 +17,10 @@ mod completions;
 mod cp;
 mod doctor;
 mod edit;
+mod evidence;
 mod failure;
 mod get;
+mod grants;
 mod inspect;
 mod key;
 mod ls;
@@ -93,6 +95,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
+        Command::Evidence(args) => block_on(evidence::run(&ui, args)),
+        Command::Grants(args) => block_on(grants::run(&ui, args)),
         Command::Status(_) => block_on(status::run(&ui)),
     }
 }

@@ -43,6 +43,11 @@ fn text(status: &Status) -> String {
         ),
         format!("store     {}", shown(&status.endpoint)),
         format!("confined  {}", status.confinement),
+        match status.grants {
+            0 => "grants    none configured: only root and the agent's own user may use it"
+                .to_owned(),
+            count => format!("grants    {count} in force; `strongroom grants list` shows them"),
+        },
     ];
     for token in &status.tokens {
         token_lines(token, &mut lines);

@@ -4,8 +4,11 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use toml::Spanned;
 
-use super::units::{Length, Timeout, WrapLimit, one_or_more};
+use crate::api::Operation;
+
+use super::units::{ByteRate, Length, RequestRate, Timeout, WrapLimit, one_or_more};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,7 +33,8 @@ pub(super) struct File {
     recipients: Option<toml::Table>,
     recipient: Option<Vec<toml::Table>>,
     bucket_alias: Option<Vec<toml::Table>>,
-    grant: Option<Vec<toml::Table>>,
+    #[serde(default)]
+    pub(super) grant: Vec<Spanned<Grant>>,
 }
 
 impl File {
@@ -41,21 +45,13 @@ impl File {
             ("[recipients]", self.recipients.is_some()),
             ("[[recipient]]", self.recipient.is_some()),
             ("[[bucket_alias]]", self.bucket_alias.is_some()),
-            ("[[grant]]", self.grant.is_some()),
         ];
         if let Some((name, _)) = tables.iter().find(|(_, set)| *set) {
             return Some((*name).to_owned());
         }
-        for key in &self.key {
-            let settings = [
-                ("cryptoperiod", key.cryptoperiod.is_some()),
-                ("use = \"compromised\"", key.usage == KeyUse::Compromised),
-            ];
-            if let Some((name, _)) = settings.iter().find(|(_, set)| *set) {
-                return Some((*name).to_owned());
-            }
-        }
-        None
+        let compromised = |key: &Key| key.usage == KeyUse::Compromised;
+        let found = self.key.iter().any(compromised);
+        found.then(|| "use = \"compromised\"".to_owned())
     }
 }
 
@@ -402,7 +398,8 @@ pub struct Key {
     pub wrap_limit: WrapLimit,
     /// The key of its ring that wraps in its place before the limit.
     pub successor: Option<String>,
-    cryptoperiod: Option<toml::Value>,
+    /// How long it is to be used; the evidence report holds its age against it.
+    pub cryptoperiod: Option<Timeout>,
 }
 
 impl Key {
@@ -435,6 +432,36 @@ impl Key {
     pub fn opens(&self) -> bool {
         matches!(self.usage, KeyUse::Active | KeyUse::Decrypt)
     }
+}
+
+/// `[[grant]]`: who may do what, where, under which conditions.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grant {
+    pub(super) user: Option<String>,
+    pub(super) uid: Option<u32>,
+    pub(super) group: Option<String>,
+    pub(super) gid: Option<u32>,
+    pub(super) operations: Vec<Operation>,
+    pub(super) bucket: Option<String>,
+    pub(super) prefix: Option<String>,
+    pub(super) key: Option<String>,
+    pub(super) require_storage_class: Option<String>,
+    pub(super) min_retention: Option<Timeout>,
+    pub(super) max_size: Option<Length>,
+    pub(super) rate: Option<Rate>,
+    #[serde(default)]
+    pub(super) no_overwrite: bool,
+}
+
+/// `rate` of a grant: what all its requests together may take.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Requests; more get 429.
+    pub requests: Option<RequestRate>,
+    /// Plaintext in both directions; more is slowed down.
+    pub bytes: Option<ByteRate>,
 }
 
 const fn auto() -> GcmIv {

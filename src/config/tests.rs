@@ -72,13 +72,12 @@ fn settings_of_later_releases_are_refused_not_ignored() {
         "[recipients]\n",
         "[[recipient]]\n",
         "[[bucket_alias]]\n",
-        "[[grant]]\n",
     ] {
         refused(&format!("{TOKEN}{KEY}{text}"), &["not implemented"]);
     }
     refused(
-        &format!("{TOKEN}{KEY}cryptoperiod='1y'\n"),
-        &["cryptoperiod", "not implemented"],
+        &format!("{TOKEN}{KEY}use='compromised'\n"),
+        &["compromised", "not implemented"],
     );
 }
 
@@ -242,4 +241,142 @@ fn a_key_is_on_one_token_or_on_several_in_order() {
         let error = on(text).unwrap_err();
         assert!(error.message.contains(words), "{}", error.message);
     }
+}
+
+fn grant(text: &str) -> String {
+    format!("{TOKEN}{KEY}[[grant]]\n{text}\n")
+}
+
+const PUT: &str = "operations=['put']\nbucket='b'\n";
+
+#[test]
+fn a_grant_is_parsed_with_its_line_and_resolved_to_a_number() {
+    let text = format!(
+        "{}[[grant]]\ngroup='root'\noperations=['put', 'get', 'get-unbound']\nbucket='b'\nprefix='db/'\nkey='k'\n\
+         require_storage_class='GLACIER'\nmin_retention='30 days'\nmax_size='1 GiB'\nno_overwrite=true\n\
+         rate={{ requests = '600/min', bytes = '50 MiB/s' }}\n",
+        grant("uid=7\noperations=['admin']"),
+    );
+    let config = parse(&text).unwrap();
+    let [admin, all] = config.grants.as_slice() else {
+        panic!("{:?}", config.grants);
+    };
+    let line = |grant: &Grant| text.lines().nth(grant.line - 1).unwrap();
+    assert_eq!((line(admin), line(all)), ("[[grant]]", "[[grant]]"));
+    assert!(admin.line < all.line && !admin.is_conditional());
+    assert_eq!(
+        (&all.who, all.prefix.as_str()),
+        (&Who::Group("root".into()), "db/")
+    );
+    assert_eq!(all.min_retention.unwrap().as_secs(), 30 * 86_400);
+    let rate = all.rate.unwrap();
+    assert_eq!(rate.requests.unwrap().to_string(), "600/min");
+    assert_eq!(rate.bytes.unwrap().to_string(), "50.0 MiB/s");
+    assert_eq!(config.principals().unwrap(), [7, 0]);
+}
+
+#[test]
+fn a_grant_must_name_one_existing_somebody() {
+    refused(&grant(PUT), &["line ", "names nobody", "exactly one"]);
+    refused(
+        &grant(&format!("uid=1\ngroup='root'\n{PUT}")),
+        &["more than one"],
+    );
+    refused(
+        &grant(&format!("uid=65534\n{PUT}")),
+        &["65534", "cannot name"],
+    );
+    refused(&grant(&format!("gid=65534\n{PUT}")), &["gid 65534"]);
+    refused(&grant(&format!("uid=4294967295\n{PUT}")), &["no id"]);
+    for (who, words) in [
+        ("user='rot'", ["there is no user", "did you mean `root`?"]),
+        (
+            "group='no-such-group-at-all'",
+            ["there is no group", "create the group"],
+        ),
+        ("user='nobody'", ["65534", "of its own"]),
+    ] {
+        let config = parse(&grant(&format!("{who}\n{PUT}"))).unwrap();
+        let error = config.principals().unwrap_err();
+        let all = format!("{} | {}", error.message, error.hint);
+        assert!(words.iter().all(|word| all.contains(word)), "{all}");
+        assert!(all.contains("strongroom.toml: the grant of line"), "{all}");
+    }
+}
+
+#[test]
+fn a_grant_that_could_not_mean_what_it_says_is_refused() {
+    for (text, words) in [
+        ("operations=['put']", &["names no bucket"][..]),
+        (
+            "operations=[]\nbucket='b'",
+            &["no operation", "get-unbound"],
+        ),
+        ("operations=['put', 'put']\nbucket='b'", &["put twice"]),
+        (
+            "operations=['putt']\nbucket='b'",
+            &["putt", "did you mean `put`?"],
+        ),
+        ("operations=['get-unbound']\nbucket='b'", &["without get"]),
+        (
+            "operations=['put']\nbucket='b'\nkey='kk'",
+            &["ring \"kk\"", "did you mean `k`?"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nprefix='.strongroom/keyslots/x'",
+            &["keyslots.prefix"],
+        ),
+        (
+            "operations=['get']\nbucket='b'\nmax_size='1 MiB'",
+            &["max_size", "condition on put"],
+        ),
+        (
+            "operations=['get']\nbucket='b'\nno_overwrite=true",
+            &["no_overwrite"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nmax_size=0",
+            &["max_size is 0"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nrate={}",
+            &["limits nothing"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nrate={requests='5'}",
+            &["100/s"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nrate={requests='0/s'}",
+            &["100/s"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nrate={bytes='5 MiB'}",
+            &["50 MiB/s"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nrate={bytes='1 KiB/s'}",
+            &["64 KiB/s"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nrate={byte='1 MiB/s'}",
+            &["did you mean `bytes`?"],
+        ),
+        (
+            "operations=['put']\nbucket='b'\nprefx='x'",
+            &["did you mean `prefix`?"],
+        ),
+        (
+            "operations=['admin', 'put']\nbucket='b'",
+            &["granted alone"],
+        ),
+        ("operations=['admin']\nbucket='b'", &["granted alone"]),
+    ] {
+        refused(&grant(&format!("uid=7\n{text}")), words);
+    }
+    let twice = format!(
+        "{}[[grant]]\nuid=7\noperations=['put', 'get']\nbucket='b'\n",
+        grant(&format!("uid=7\nprefix='db/'\nmax_size='1 MiB'\n{PUT}"))
+    );
+    refused(&twice, &["never matter", "grants add up"]);
 }

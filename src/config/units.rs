@@ -1,5 +1,6 @@
 //! Sizes, durations and hints: the small types of the configuration.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
@@ -145,6 +146,104 @@ impl<'de> Deserialize<'de> for Timeout {
     }
 }
 
+/// How often, written `"100/s"`, `"6000/min"` or `"1000/h"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestRate {
+    /// So many; also how many may come at once.
+    pub count: NonZeroU32,
+    /// In this time.
+    pub per: Duration,
+}
+
+impl RequestRate {
+    /// More is no limit, and would be counted in less than microseconds.
+    const MOST: u32 = 1_000_000;
+}
+
+impl std::fmt::Display for RequestRate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let unit = match self.per.as_secs() {
+            1 => "s",
+            60 => "min",
+            _ => "h",
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
+}
+
+impl<'de> Deserialize<'de> for RequestRate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parse = || {
+            let (count, unit) = text.split_once('/')?;
+            let count: NonZeroU32 = count.trim().parse().ok()?;
+            let seconds = match unit.trim() {
+                "s" => 1,
+                "min" => 60,
+                "h" => 3600,
+                _ => return None,
+            };
+            (count.get() <= Self::MOST).then_some(Self {
+                count,
+                per: Duration::from_secs(seconds),
+            })
+        };
+        parse().ok_or_else(|| {
+            de::Error::custom(format!(
+                "{text:?} is not a rate of requests, of at most 1000000, such as \"100/s\", \"600/min\" or \"1000/h\""
+            ))
+        })
+    }
+}
+
+/// Bytes a second, written `"50 MiB/s"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteRate(NonZeroU32);
+
+impl ByteRate {
+    /// Least, what a request that holds memory must move while others wait
+    /// for it (docs/limits.md, 408): a slower grant would only produce that.
+    const LEAST: u64 = 64 << 10;
+    /// More is no limit, and would be counted in a few nanoseconds.
+    const MOST: u64 = 16 << 30;
+
+    /// In KiB a second.
+    #[must_use]
+    pub const fn kib(self) -> NonZeroU32 {
+        self.0
+    }
+}
+
+impl std::fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/s", Length(u64::from(self.0.get()) << 10))
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteRate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = text
+            .strip_suffix("/s")
+            .and_then(|length| length.trim().parse::<bytesize::ByteSize>().ok())
+            .ok_or_else(|| {
+                de::Error::custom(format!(
+                    "{text:?} is not a rate of bytes such as \"50 MiB/s\""
+                ))
+            })?;
+        u32::try_from(bytes.0 >> 10)
+            .ok()
+            .and_then(NonZeroU32::new)
+            .filter(|_| (Self::LEAST..=Self::MOST).contains(&bytes.0))
+            .map(Self)
+            .ok_or_else(|| {
+                de::Error::custom(format!(
+                    "a rate of {text:?}; it must be from 64 KiB/s to 16 GiB/s"
+                ))
+            })
+    }
+}
+
 /// Whether the authority at the start of `rest` (a URL without its scheme)
 /// is this host's loopback. Names other than `localhost` are not looked up.
 pub(super) fn is_loopback(rest: &str) -> bool {
@@ -163,19 +262,27 @@ pub(super) fn is_loopback(rest: &str) -> bool {
             .is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Turns serde's "unknown field `x`, expected one of `a`, `b`" into a hint
-/// that names the nearest known key.
+/// Turns serde's "unknown field `x`, expected one of `a`, `b`" (or "unknown
+/// variant") into a hint that names the nearest known word.
 pub(super) fn nearest_hint(message: &str) -> Option<String> {
-    let rest = message.split_once("unknown field `")?.1;
+    let (what, rest) = ["field", "variant"].iter().find_map(|what| {
+        let (_, rest) = message.split_once(&format!("unknown {what} `"))?;
+        Some((*what, rest))
+    })?;
     let (unknown, expected) = rest.split_once('`')?;
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
-    let best = known
-        .iter()
+    let what = if what == "field" { "keys" } else { "words" };
+    Some(
+        nearest(unknown, known.iter().copied())
+            .unwrap_or_else(|| format!("known {what} here: {}", known.join(", "))),
+    )
+}
+
+/// "did you mean", if one of the known names is near.
+pub(super) fn nearest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    known
         .map(|name| (strsim::jaro_winkler(unknown, name), name))
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(score, _)| *score > 0.7);
-    Some(match best {
-        Some((_, name)) => format!("did you mean `{name}`?"),
-        None => format!("known keys here: {}", known.join(", ")),
-    })
+        .filter(|(score, _)| *score > 0.7)
+        .map(|(_, name)| format!("did you mean `{name}`?"))
 }

@@ -74,6 +74,7 @@ impl Keyring {
             usage: usage(key.usage).to_owned(),
             wrap_limit: key.wrap_limit.wraps(),
             successor: key.successor.clone(),
+            cryptoperiod_seconds: key.cryptoperiod.map(|period| period.duration().as_secs()),
             handed_over_to: self.handed_over(live, key).map(|next| next.name.clone()),
             ..KeyInfo::default()
         };

@@ -23,6 +23,7 @@ use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 
 use super::checksum::Sum;
+use super::tally::{Calls, Counting, Tally};
 use super::wire::PutKeyBack;
 use super::{Limits, StoreError};
 use crate::config::{Checksum, PayloadSigning, S3};
@@ -93,6 +94,7 @@ pub(super) struct Inner {
     pub(super) owner: Option<String>,
     pub(super) sse: Option<String>,
     pub(super) sse_kms_key_id: Option<String>,
+    tally: Arc<Tally>,
     endpoint: String,
 }
 
@@ -138,12 +140,14 @@ impl Store {
             .endpoint_url
             .clone()
             .unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
+        let tally = Arc::<Tally>::default();
         let builder = Builder::new()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http)
             .region(region)
             .force_path_style(config.force_path_style)
             .interceptor(PutKeyBack)
+            .interceptor(Counting(Arc::clone(&tally)))
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .retry_config(
@@ -194,6 +198,7 @@ impl Store {
                 owner: config.expected_bucket_owner.clone(),
                 sse: config.sse.clone(),
                 sse_kms_key_id: config.sse_kms_key_id.clone(),
+                tally,
                 endpoint,
             }),
         })
@@ -203,6 +208,12 @@ impl Store {
     #[must_use]
     pub fn endpoint(&self) -> String {
         self.inner.endpoint.clone()
+    }
+
+    /// What was sent to the store, and how it was answered.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Calls> {
+        self.inner.tally.calls()
     }
 
     /// What the store allows of parts.

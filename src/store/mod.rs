@@ -26,6 +26,7 @@ mod probe;
 mod range;
 mod single;
 mod spool;
+mod tally;
 mod upload;
 mod wire;
 
@@ -43,6 +44,7 @@ pub use probe::BucketFacts;
 pub use range::ByteRange;
 pub use single::Stored;
 pub use spool::{Spool, SpoolError, SpoolFile};
+pub use tally::Calls;
 pub use upload::Upload;
 
 /// Where an object is.

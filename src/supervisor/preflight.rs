@@ -14,9 +14,17 @@ use crate::token::pin_path;
 
 use super::SupervisorError;
 
-/// Reads, validates and checks a configuration; also returns its text, which
-/// the server gets because it cannot open the file.
-pub(super) fn load(path: &Path) -> Result<(Config, String), SupervisorError> {
+/// A configuration that was found good, with what the server needs of it.
+pub(super) struct Loaded {
+    pub(super) config: Config,
+    /// The server cannot open the file.
+    pub(super) text: String,
+    /// Nor can it look up the users and groups of grants.
+    pub(super) principals: Vec<u32>,
+}
+
+/// Reads, validates and checks a configuration.
+pub(super) fn load(path: &Path) -> Result<Loaded, SupervisorError> {
     let refused = |error: crate::config::ConfigError| {
         SupervisorError::configuration(error.message, error.hint)
     };
@@ -42,7 +50,12 @@ pub(super) fn load(path: &Path) -> Result<(Config, String), SupervisorError> {
         check_module(token)?;
         check_pin(token, &config)?;
     }
-    Ok((config, text))
+    let principals = config.principals().map_err(refused)?;
+    Ok(Loaded {
+        config,
+        text,
+        principals,
+    })
 }
 
 /// Settings that processes were built on, and that a reload cannot change.

@@ -142,7 +142,9 @@ fn as_server() {
                 }
             }
             ToServer::WorkerDown { token, health, .. } => note(&format!("down {token} {health}")),
-            ToServer::Reload { config_text, id } => {
+            ToServer::Reload {
+                config_text, id, ..
+            } => {
                 let error = config_text
                     .contains("# refuse")
                     .then(|| "refused".to_owned());

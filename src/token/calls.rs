@@ -2,7 +2,7 @@
 //! reply, and what each success proves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -22,6 +22,7 @@ use super::opening;
 use super::pool::{self, Pool};
 use super::protocol::{Frame, Reply, Request};
 use super::state::{Slot, State};
+use super::tally::Tally;
 
 /// What the handle and its manager share.
 pub(super) struct Inner {
@@ -34,6 +35,10 @@ pub(super) struct Inner {
     pub(super) commands: mpsc::WeakUnboundedSender<Command>,
     pub(super) stuck: mpsc::Sender<Stuck>,
     pub(super) pool: Pool,
+    /// How its workers called the module.
+    pub(super) tally: Arc<Tally>,
+    /// Calls that wait for a worker or a session.
+    pub(super) waiting: AtomicUsize,
     /// When [`Proof`]s below are counted from.
     pub(super) epoch: Instant,
     pub(super) wrapped: Proof,
@@ -66,6 +71,22 @@ impl CallTimeout {
 /// zero is never.
 #[derive(Default)]
 pub(super) struct Proof(AtomicU64);
+
+/// Counts one call in wait, for as long as it is there.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl Inner {
     /// Waits for a worker on which this key works, and for a free session.
@@ -102,6 +123,7 @@ impl Inner {
         mut look: impl FnMut(&State) -> Option<Result<(Arc<Link>, T), TokenError>>,
     ) -> Result<(Lane, T), TokenError> {
         let deadline = Instant::now() + self.call_timeout.get();
+        let _waiting = Waiting::begin(&self.waiting);
         loop {
             let (link, found) = self.wait_for(deadline, &mut look).await?;
             match timeout_at(deadline.into(), link.lane()).await {

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -20,6 +20,7 @@ use super::manager::{Command, Manager};
 use super::pool::Pool;
 use super::protocol::{KeySpec, OpenedKey, Reply, Request, SIGNATURE_LEN, Signer};
 use super::state::{KeyState, State};
+use super::tally::Calls;
 use super::{IV_LEN, WRAPPED_LEN};
 
 /// The pause between looks at a key that is not usable yet.
@@ -91,6 +92,8 @@ impl Token {
             commands: commands.downgrade(),
             stuck,
             pool: Pool::new(),
+            tally: Arc::default(),
+            waiting: AtomicUsize::new(0),
             epoch: Instant::now(),
             wrapped: Proof::default(),
             unwrapped: Proof::default(),
@@ -123,6 +126,18 @@ impl Token {
             former.close();
         }
         self.tell(Command::Attach(link, pid));
+    }
+
+    /// How its workers called the module, since this process began.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Calls> {
+        self.inner.tally.calls()
+    }
+
+    /// Calls that wait for a worker or for a free session.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.inner.waiting.load(Ordering::Relaxed)
     }
 
     /// Lets go of the worker, which ends by itself; another will come.
@@ -339,6 +354,8 @@ impl Token {
             model: info
                 .as_ref()
                 .map(|info| format!("{} {}", info.manufacturer, info.model)),
+            firmware: info.as_ref().map(|info| info.firmware.clone()),
+            library: info.as_ref().and_then(|info| info.library.clone()),
             gcm_iv: info.as_ref().map(|info| info.gcm_iv.clone()),
             soft: info.is_some_and(|info| info.soft),
         }

@@ -21,7 +21,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::protocol::{Frame, HELLO};
+use super::protocol::{Frame, HELLO, TALLY};
+use super::tally::{Entry, Tally};
 
 /// The link is gone; what was asked over it may or may not have been done.
 #[derive(Debug)]
@@ -67,6 +68,7 @@ impl Link {
     pub(super) fn new(
         stream: StdStream,
         pid: u32,
+        tally: Arc<Tally>,
     ) -> io::Result<(Arc<Self>, oneshot::Receiver<Frame>)> {
         stream.set_nonblocking(true)?;
         let (reader, writer) = UnixStream::from_std(stream)?.into_split();
@@ -81,7 +83,7 @@ impl Link {
         let (outgoing, frames) = mpsc::unbounded_channel();
         let (closing, closed) = watch::channel(false);
         let places = Arc::new(Semaphore::new(0));
-        let ends = (Arc::clone(&pending), Arc::clone(&places), closing);
+        let ends = (Arc::clone(&pending), Arc::clone(&places), closing, tally);
         let reading = tokio::spawn(read(reader, ends));
         let writing = tokio::spawn(write(writer, frames));
         let link = Self {
@@ -187,11 +189,21 @@ impl Pending {
 }
 
 /// What ends with the link: calls under way, calls in wait, whoever watches.
-type Ends = (Arc<Pending>, Arc<Semaphore>, watch::Sender<bool>);
+/// What was counted over it stays.
+type Ends = (
+    Arc<Pending>,
+    Arc<Semaphore>,
+    watch::Sender<bool>,
+    Arc<Tally>,
+);
 
-async fn read(mut socket: OwnedReadHalf, (pending, places, closing): Ends) {
+async fn read(mut socket: OwnedReadHalf, (pending, places, closing, tally): Ends) {
     loop {
         match Frame::read_async(&mut socket).await {
+            Ok(Some(frame)) if frame.id() == TALLY => match frame.decode::<Vec<Entry>>() {
+                Ok(entries) => tally.add(&entries),
+                Err(error) => tracing::warn!("a worker's counts are unreadable: {error}"),
+            },
             Ok(Some(frame)) => {
                 let waiting = pending.lock().as_mut().and_then(|w| w.remove(&frame.id()));
                 if let Some(call) = waiting {

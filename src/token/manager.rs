@@ -195,7 +195,7 @@ impl Manager {
             let detail = "its worker is being replaced";
             self.publish_away(Verdict::new(Health::Recovering, detail));
         }
-        let (link, hello) = match Link::new(stream, pid) {
+        let (link, hello) = match Link::new(stream, pid, Arc::clone(&self.inner.tally)) {
             Ok(new) => new,
             Err(error) => return self.lost(&format!("the worker's socket is unusable: {error}")),
         };

@@ -26,6 +26,7 @@ mod retry;
 mod route;
 mod spawn;
 mod state;
+mod tally;
 pub mod worker;
 
 pub use canary::{Canary, CanaryStore};
@@ -41,6 +42,7 @@ pub use protocol::{
 pub use route::Holders;
 pub use spawn::spawn;
 pub use state::KeyState;
+pub use tally::Calls;
 
 /// Bytes of the IV of a wrap: 96 bits, as ESDK's raw AES keyring fixes it.
 pub const IV_LEN: usize = 12;

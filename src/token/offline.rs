@@ -13,7 +13,8 @@ use crate::secret::Pin;
 
 use super::error::TokenError;
 use super::protocol::{
-    Frame, HELLO, KeySpec, Mode, OpenedKey, Reply, Request, Setup, Signer, TokenEntry, TokenInfo,
+    Frame, HELLO, KeySpec, Mode, OpenedKey, Reply, Request, Setup, Signer, TALLY, TokenEntry,
+    TokenInfo,
 };
 use super::spawn::spawn_with;
 
@@ -187,6 +188,7 @@ impl Offline {
 
     fn receive(&mut self) -> Result<Frame, TokenError> {
         let frame = match Frame::read(&mut self.link) {
+            Ok(Some(frame)) if frame.id() == TALLY => return self.receive(),
             Ok(Some(frame)) => frame,
             Ok(None) => return Err(TokenError::away("the token's worker ended")),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

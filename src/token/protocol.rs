@@ -43,6 +43,8 @@ pub const SIGNATURE_LEN: usize = 64;
 
 /// The frame id of the setup and of the worker's answer to it.
 pub(super) const HELLO: u64 = 0;
+/// The frame id of a worker's counts of its calls, which nobody asks for.
+pub(super) const TALLY: u64 = u64::MAX;
 
 /// One whole frame; zeroised when dropped.
 pub(super) struct Frame(Zeroizing<Vec<u8>>);
@@ -325,6 +327,10 @@ pub struct TokenInfo {
     pub manufacturer: String,
     /// Its model.
     pub model: String,
+    /// Versions of its hardware and firmware.
+    pub firmware: String,
+    /// The PKCS#11 library and its version, if it tells.
+    pub library: Option<String>,
     /// Whether it is a software token, which protects no key from root.
     pub soft: bool,
     /// The mechanisms we know by name that it offers.

@@ -14,7 +14,7 @@ use crate::token::protocol::{
     Failure, FailureKind, Frame, KeySpec, OpenedKey, PROOF_COST, Reply, Request, WRAP_COST,
 };
 
-use super::failure::{Class, During, Fault, classify};
+use super::failure::{Class, During, Fault, classify, counted};
 use super::gate::{self, Opened};
 use super::mechanism::Wrapped;
 use super::serve::{Shared, Thread};
@@ -206,7 +206,7 @@ impl Thread {
         let mut bytes = Zeroizing::new(vec![0; len]);
         self.attempt(During::Other, |t| {
             for piece in bytes.chunks_mut(RANDOM_PIECE) {
-                t.session.generate_random_slice(piece)?;
+                counted("C_GenerateRandom", t.session.generate_random_slice(piece))?;
                 module::check_random(piece)?;
             }
             Ok(())

@@ -6,7 +6,7 @@ use cryptoki::session::Session;
 
 use crate::token::protocol::Attributes;
 
-use super::failure::Fault;
+use super::failure::{Fault, counted};
 
 /// The attributes we show and check, as the token gives them, and the token's
 /// check value.
@@ -38,7 +38,10 @@ pub(super) fn read(
     ];
     let mut attributes = Attributes::with_capacity(ASKED.len());
     let mut check_value = None;
-    for attribute in session.get_attributes(handle, &ASKED)? {
+    for attribute in counted(
+        "C_GetAttributeValue",
+        session.get_attributes(handle, &ASKED),
+    )? {
         if let Attribute::CheckValue(bytes) = &attribute {
             // Three bytes and no more: further ones would be further bytes
             // of the GHASH key.

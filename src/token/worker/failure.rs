@@ -8,6 +8,7 @@ use cryptoki::error::{Error, RvError};
 use cryptoki_sys::*;
 
 use crate::token::protocol::{Failure, FailureKind};
+use crate::token::tally;
 
 /// What a return code calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,24 @@ table! {
         CKR_PIN_LOCKED CKR_PIN_TOO_WEAK;
 }
 
+/// A code's name in the standard.
+pub(in crate::token) fn name(code: u64) -> Option<&'static str> {
+    if code == CKR_OK {
+        return Some("CKR_OK");
+    }
+    let known = TABLE.iter().find(|(known, ..)| *known == code);
+    known.map(|(_, name, _)| *name)
+}
+
+/// A call that cryptoki made: counted here if it succeeded, and where its
+/// error becomes a [`Fault`] if not.
+pub(super) fn counted<T>(function: &str, result: Result<T, Error>) -> Result<T, Error> {
+    if result.is_ok() {
+        tally::count(function, CKR_OK);
+    }
+    result
+}
+
 /// What `code` calls for.
 pub(super) fn classify(code: CK_RV, during: During) -> Class {
     let class = TABLE
@@ -156,6 +175,7 @@ impl Fault {
 
     /// The code of a call, or nothing if it succeeded.
     pub(super) fn check(code: CK_RV, call: &'static str) -> Result<(), Self> {
+        tally::count(call, code);
         if code == CKR_OK {
             Ok(())
         } else {
@@ -200,7 +220,11 @@ impl std::fmt::Display for Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         match error {
-            Error::Pkcs11(code, call) => Self::new(code_of(code), &format!("C_{call:?}")),
+            Error::Pkcs11(code, call) => {
+                let fault = Self::new(code_of(code), &format!("C_{call:?}"));
+                tally::count(&fault.call, fault.code);
+                fault
+            }
             // No PKCS#11 module, or not all of one.
             other @ (Error::LibraryLoading(_) | Error::NullFunctionPointer) => {
                 Self::new(CKR_FUNCTION_NOT_SUPPORTED, &other.to_string())

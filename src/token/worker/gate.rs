@@ -13,7 +13,7 @@ use crate::token::IV_LEN;
 use crate::token::protocol::{Attributes, Failure, FailureKind, KeySpec, OpenedKey};
 
 use super::attributes::read;
-use super::failure::{Class, Fault};
+use super::failure::{Class, Fault, counted};
 use super::mechanism::{Convention, Wrapped};
 use super::module;
 use super::raw::Raw;
@@ -83,10 +83,11 @@ pub(super) fn open(
 
 /// Every secret key of that label.
 pub(super) fn labelled(session: &Session, label: &str) -> Result<Vec<ObjectHandle>, Fault> {
-    Ok(session.find_objects(&[
+    let template = [
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::Label(label.as_bytes().to_vec()),
-    ])?)
+    ];
+    Ok(counted("C_FindObjects", session.find_objects(&template))?)
 }
 
 fn find(session: &Session, spec: &KeySpec) -> Result<ObjectHandle, Failure> {
@@ -329,7 +330,10 @@ pub(super) fn generate(
     let mut refused = None;
     for extra in attempts {
         let template: Vec<_> = template.iter().cloned().chain(extra).collect();
-        match session.generate_key(&Mechanism::AesKeyGen, &template) {
+        match counted(
+            "C_GenerateKey",
+            session.generate_key(&Mechanism::AesKeyGen, &template),
+        ) {
             Ok(_) => return Ok(()),
             Err(error) => {
                 let fault = Fault::from(error);

@@ -18,6 +18,8 @@ mod setup;
 mod signer;
 mod watch;
 
+pub(super) use failure::name as code_name;
+
 pub use exit::{ABSENT, LINK_CLOSED, LOCKED, LOST, MISCONFIGURED};
 
 use std::io;
@@ -32,7 +34,8 @@ use cryptoki::context::Pkcs11;
 
 use crate::{confine, log};
 
-use super::protocol::{Failure, FailureKind, Frame, HELLO, Mode, Reply, Request, Setup};
+use super::protocol::{Failure, FailureKind, Frame, HELLO, Mode, Reply, Request, Setup, TALLY};
+use super::tally;
 
 use watch::Watch;
 
@@ -78,6 +81,7 @@ fn run(setup: &Setup, mut link: UnixStream) -> ! {
         Err(failure) => {
             let code = exit::code(failure.kind);
             tracing::error!(hint = failure.hint.as_deref(), "{}", failure.detail);
+            let _ = tell_calls(&mut link);
             // The server may be gone; the exit code still says it.
             let _ = send(&mut link, HELLO, &Reply::Failed(failure));
             exit::now(code);
@@ -152,6 +156,11 @@ fn administer(pkcs11: &Pkcs11, frame: &Frame) -> Result<Reply<'static>, Failure>
         }
         _ => Err(Failure::new(FailureKind::Rejected, "not in this mode")),
     }
+}
+
+/// Tells how the module was called since the last time.
+fn tell_calls(link: &mut impl io::Write) -> io::Result<()> {
+    Frame::encode(TALLY, &tally::take())?.write(link)
 }
 
 fn send(link: &mut impl io::Write, id: u64, reply: &Reply<'_>) -> io::Result<()> {

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::secret::{Pin, PinError};
 use crate::token::protocol::{Failure, FailureKind, PinSource, Serve, TokenEntry, TokenInfo};
 
-use super::failure::{Class, Fault};
+use super::failure::{Class, Fault, counted};
 use super::probe;
 use super::watch::Watch;
 
@@ -46,16 +46,16 @@ pub(super) fn load(path: &Path, watch: &Watch) -> Result<Pkcs11, Failure> {
         )
     })?;
     watch.step("C_Initialize");
-    pkcs11
-        .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-        .map_err(|error| {
-            let failure = Fault::from(error).failed("the module does not initialise");
-            match failure.hint {
-                None => failure
-                    .hint("the module's own configuration may be missing: see docs/tokens.md"),
-                Some(_) => failure,
+    let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
+    counted("C_Initialize", pkcs11.initialize(arguments)).map_err(|error| {
+        let failure = Fault::from(error).failed("the module does not initialise");
+        match failure.hint {
+            None => {
+                failure.hint("the module's own configuration may be missing: see docs/tokens.md")
             }
-        })?;
+            Some(_) => failure,
+        }
+    })?;
     Ok(pkcs11)
 }
 
@@ -95,15 +95,14 @@ struct Survey {
 
 /// Every slot that has a token that answers, and why another did not.
 fn survey(pkcs11: &Pkcs11) -> Result<Survey, Failure> {
-    let slots = pkcs11
-        .get_slots_with_token()
+    let slots = counted("C_GetSlotList", pkcs11.get_slots_with_token())
         .map_err(|error| Fault::from(error).failed("cannot list the module's slots"))?;
     let mut found = Vec::with_capacity(slots.len());
     let mut silent = None;
     for slot in slots {
         // An unreadable token in some other slot is none of our business;
         // if it is ours, it is missed below.
-        match pkcs11.get_token_info(slot) {
+        match counted("C_GetTokenInfo", pkcs11.get_token_info(slot)) {
             Ok(info) => found.push((slot, info)),
             Err(error) => {
                 let fault = Fault::from(error);
@@ -173,7 +172,18 @@ pub(super) fn describe(pkcs11: &Pkcs11, slot: Slot, info: &Raw) -> Result<TokenI
             Err(fault) => return Err(fault.failed("cannot list the token's mechanisms")),
         }
     }
+    // Only told, so that a module which cannot say serves all the same.
+    let library = pkcs11.get_library_info().ok().map(|library| {
+        let description = library.library_description();
+        format!("{description} {}", library.library_version())
+    });
     Ok(TokenInfo {
+        library,
+        firmware: format!(
+            "hardware {}, firmware {}",
+            info.hardware_version(),
+            info.firmware_version()
+        ),
         label: info.label().to_owned(),
         serial: info.serial_number().to_owned(),
         manufacturer: info.manufacturer_id().to_owned(),
@@ -193,9 +203,11 @@ pub(super) fn describe(pkcs11: &Pkcs11, slot: Slot, info: &Raw) -> Result<TokenI
 /// # Errors
 /// The token does not say.
 pub(super) fn offers(pkcs11: &Pkcs11, slot: Slot, mechanism: MechanismType) -> Result<bool, Fault> {
-    match pkcs11
-        .get_mechanism_info(slot, mechanism)
-        .map_err(Fault::from)
+    match counted(
+        "C_GetMechanismInfo",
+        pkcs11.get_mechanism_info(slot, mechanism),
+    )
+    .map_err(Fault::from)
     {
         Ok(_) => Ok(true),
         // "No such mechanism" is an answer; a device that is gone is not.
@@ -206,13 +218,16 @@ pub(super) fn offers(pkcs11: &Pkcs11, slot: Slot, mechanism: MechanismType) -> R
 
 /// Opens a read-write session: CloudHSM has no others.
 pub(super) fn open_session(pkcs11: &Pkcs11, slot: Slot) -> Result<Session, Fault> {
-    Ok(pkcs11.open_rw_session(slot)?)
+    Ok(counted("C_OpenSession", pkcs11.open_rw_session(slot))?)
 }
 
 /// The token's generator works: asked for before anything depends on it.
 pub(super) fn check_generator(session: &Session) -> Result<(), Fault> {
     let mut bytes = Zeroizing::new([0; 32]);
-    session.generate_random_slice(&mut *bytes)?;
+    counted(
+        "C_GenerateRandom",
+        session.generate_random_slice(&mut *bytes),
+    )?;
     check_random(&*bytes)
 }
 
@@ -229,7 +244,8 @@ pub(super) fn check_random(bytes: &[u8]) -> Result<(), Fault> {
 /// Whether the session's user is (still) logged in, as the module sees it.
 pub(super) fn logged_in(session: &Session) -> Result<bool, Fault> {
     use cryptoki::session::SessionState::{RoUser, RwUser};
-    let state = session.get_session_info()?.session_state();
+    let info = counted("C_GetSessionInfo", session.get_session_info())?;
+    let state = info.session_state();
     Ok(matches!(state, RoUser | RwUser))
 }
 
@@ -240,9 +256,8 @@ pub(super) fn log_in(session: &Session, source: &PinSource) -> Result<(), Failur
     let pin = read_pin(source)?;
     let auth = AuthPin::from(pin.expose());
     drop(pin);
-    let answer = session
-        .login(UserType::User, Some(&auth))
-        .map_err(Fault::from);
+    let answer =
+        counted("C_Login", session.login(UserType::User, Some(&auth))).map_err(Fault::from);
     drop(auth);
     answer.map_err(|fault| {
         let failure = fault.failed("the token refused to log in");

@@ -14,7 +14,7 @@ use cryptoki_sys::*;
 use crate::secret::Secret32;
 use crate::token::protocol::{Failure, IvChoice};
 
-use super::failure::{Class, Fault};
+use super::failure::{Class, Fault, counted};
 use super::mechanism::{CONVENTIONS, Convention, Iv, KEY_LEN, OUT_LEN, Wrapped};
 use super::module;
 use super::raw::{Gcm, Raw};
@@ -113,7 +113,7 @@ impl Candidates {
         };
         watch.step("C_DestroyObject");
         // It would go with the session.
-        if let Err(error) = session.destroy_object(key) {
+        if let Err(error) = counted("C_DestroyObject", session.destroy_object(key)) {
             tracing::warn!("the key of the probe stays until this process ends: {error}");
         }
         outcome
@@ -220,7 +220,10 @@ fn session_key(session: &Session) -> Result<ObjectHandle, Fault> {
         Attribute::Unwrap(false),
         Attribute::Derive(false),
     ];
-    Ok(session.generate_key(&Mechanism::AesKeyGen, &template)?)
+    Ok(counted(
+        "C_GenerateKey",
+        session.generate_key(&Mechanism::AesKeyGen, &template),
+    )?)
 }
 
 /// What trying the conventions yielded.

@@ -31,6 +31,9 @@ const SESSION_PAUSE: Duration = Duration::from_millis(100);
 /// each login and request: several times what SoftHSM and Kryoptic use. It
 /// costs microseconds; a thread has 2 MiB.
 const MODULE_STACK: usize = 128 * 1024;
+/// How often the server is told how the module was called, at most: what a
+/// killed worker did not tell is lost.
+const TELL_CALLS: Duration = Duration::from_secs(1);
 
 /// What all session threads share.
 pub(super) struct Shared {
@@ -43,7 +46,14 @@ pub(super) struct Shared {
     pub(super) verify_wraps: bool,
     /// Keys by the id that requests use; only ever grows.
     keys: RwLock<Vec<Arc<Opened>>>,
-    replies: Mutex<UnixStream>,
+    replies: Mutex<Replies>,
+}
+
+/// The way to the server.
+struct Replies {
+    link: UnixStream,
+    /// When it was last told how the module was called.
+    told: Option<Instant>,
 }
 
 /// One thread's session.
@@ -120,7 +130,10 @@ pub(super) fn start(
         convention,
         verify_wraps: setup.verify_wraps,
         keys: RwLock::default(),
-        replies: Mutex::new(link.try_clone().map_err(io)?),
+        replies: Mutex::new(Replies {
+            link: link.try_clone().map_err(io)?,
+            told: None,
+        }),
     });
     drop(watch);
     shared.send(HELLO, &Reply::Token(shared.info.clone()));
@@ -150,8 +163,20 @@ impl Shared {
                 exit::now(exit::LOST);
             }
         };
-        let mut link = lock(&self.replies);
-        if link.write_all(frame.as_bytes()).is_err() {
+        // Before a failure: this process may end with it.
+        let last = matches!(reply, Reply::Failed(_));
+        let mut replies = lock(&self.replies);
+        let due = last || replies.told.is_none_or(|told| told.elapsed() >= TELL_CALLS);
+        let told = if due {
+            replies.told = Some(Instant::now());
+            super::tell_calls(&mut replies.link)
+        } else {
+            Ok(())
+        };
+        if told
+            .and_then(|()| replies.link.write_all(frame.as_bytes()))
+            .is_err()
+        {
             exit::now(exit::LINK_CLOSED);
         }
     }

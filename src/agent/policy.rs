@@ -1,0 +1,540 @@
+//! Who may do what: the configuration's grants, applied to one request.
+//!
+//! Default deny. Grants are tried in the file's order; a request passes when
+//! one of them allows all of it, and that one's conditions hold for it. What
+//! is looked at is in the request alone: nothing here asks the store, so a
+//! refusal cannot tell whether an object exists.
+
+mod explain;
+mod limits;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use crate::api::{Error, ErrorKind, Operation};
+use crate::config::{Config, Grant, OVERFLOW_ID};
+use crate::engine::folded;
+use crate::store::Place;
+
+use super::peer::Subject;
+use limits::Limits;
+
+pub(super) use limits::Meter;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// What.
+    pub operation: Operation,
+    /// What else the same grant must allow: `get-unbound`, `get-uncommitted`.
+    pub also: Vec<Operation>,
+    /// Where; of a listing, its prefix. None for `admin`.
+    pub place: Option<Place>,
+    /// The place that a copied object is bound to, read by its former name.
+    pub held: Option<Place>,
+    /// The ring that a put names.
+    pub ring: Option<String>,
+    /// What a put says of itself, to be held against conditions.
+    pub put: Option<PutFacts>,
+}
+
+/// What conditions look at.
+#[derive(Clone, Debug, Default)]
+pub struct PutFacts {
+    /// The storage class asked for.
+    pub storage_class: Option<String>,
+    /// Until when Object Lock is to retain the object, RFC 3339.
+    pub retain_until: Option<String>,
+    /// Plaintext bytes, if they were declared.
+    pub length: Option<u64>,
+}
+
+impl Ask {
+    /// For one operation on `s3://bucket/key`.
+    #[must_use]
+    pub fn at(operation: Operation, bucket: &str, key: &str) -> Self {
+        Self::new(operation, Some(Place::new(bucket, key)))
+    }
+
+    /// For administration.
+    #[must_use]
+    pub fn admin() -> Self {
+        Self::new(Operation::Admin, None)
+    }
+
+    /// For one operation at one place, or about the agent.
+    pub(super) fn new(operation: Operation, place: Option<Place>) -> Self {
+        Self {
+            operation,
+            also: Vec::new(),
+            place,
+            held: None,
+            ring: None,
+            put: None,
+        }
+    }
+
+    /// The same at the place that the object is bound to.
+    fn at_held(&self) -> Option<Self> {
+        let held = self.held.clone()?;
+        Some(Self {
+            place: Some(held),
+            held: None,
+            ..self.clone()
+        })
+    }
+
+    fn operations(&self) -> impl Iterator<Item = Operation> {
+        std::iter::once(self.operation).chain(self.also.iter().copied())
+    }
+}
+
+/// What a request was granted. Only [`Policy::decide`] makes one.
+#[derive(Debug)]
+pub(super) struct Rights {
+    /// The operation that was granted.
+    pub(super) operation: Operation,
+    /// The rings whose keys may wrap or open; any if none are named.
+    pub(super) rings: Option<Vec<String>>,
+    /// Plaintext bytes of a put, at most.
+    pub(super) max_size: Option<u64>,
+    /// Whether a put may not replace an object.
+    pub(super) no_overwrite: bool,
+    /// What slows its bytes down.
+    pub(super) limits: Option<Arc<Limits>>,
+}
+
+impl Rights {
+    fn unlimited(operation: Operation) -> Self {
+        Self {
+            operation,
+            rings: None,
+            max_size: None,
+            no_overwrite: false,
+            limits: None,
+        }
+    }
+}
+
+/// Why a request was refused.
+#[derive(Debug)]
+pub(super) struct Denied {
+    /// The operation that is missing, or whose conditions do not hold.
+    pub(super) operation: Operation,
+    error: Error,
+}
+
+impl From<Denied> for Error {
+    fn from(denied: Denied) -> Self {
+        denied.error
+    }
+}
+
+/// The grants of one configuration.
+pub struct Policy {
+    rules: Vec<Rule>,
+    /// The agent's own user.
+    own: u32,
+    /// Ring and name of each active key, in the file's order.
+    keys: Vec<(String, String)>,
+}
+
+struct Rule {
+    grant: Grant,
+    /// The uid or gid that it is for.
+    id: u32,
+    /// The prefix as a store with directories would resolve it.
+    folded: String,
+    limits: Option<Arc<Limits>>,
+}
+
+/// Why a grant does not let a request pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Miss {
+    Somebody,
+    Operation(Operation),
+    Bucket,
+    Prefix,
+    Ring(String),
+    Class(String),
+    Retention(Duration),
+    Size(u64),
+    Rate(Duration),
+}
+
+impl Policy {
+    /// The grants of a configuration, each for the uid or gid that its name
+    /// stands for ([`Config::principals`]); `own` is the agent's user.
+    #[must_use]
+    pub fn new(config: &Config, principals: &[u32], own: u32) -> Self {
+        let rules = config.grants.iter().zip(principals);
+        let active = config.keys.iter().filter(|key| key.is_active());
+        Self {
+            rules: rules
+                .map(|(grant, id)| Rule {
+                    id: *id,
+                    folded: folded(&grant.prefix),
+                    limits: grant.rate.map(Limits::new),
+                    grant: grant.clone(),
+                })
+                .collect(),
+            own,
+            keys: active
+                .map(|key| (key.ring().to_owned(), key.name.clone()))
+                .collect(),
+        }
+    }
+
+    /// How many grants there are.
+    pub(super) fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Decides about one request. Counts it against the rate of the grant
+    /// that lets it pass.
+    pub(super) fn decide(&self, subject: &Subject, ask: &Ask) -> Result<Rights, Denied> {
+        if self.is_master(subject, ask.operation) {
+            return Ok(Rights::unlimited(ask.operation));
+        }
+        let mut rights = self.choose(subject, ask)?;
+        if let Some(held) = ask.at_held() {
+            let there = self.matching(subject, &held)?;
+            rights.rings = both(rights.rings, rings(&there));
+        }
+        Ok(rights)
+    }
+
+    /// Whether somebody may administer, or is granted anything at all: others
+    /// are told nothing.
+    pub(super) fn knows(&self, subject: &Subject) -> bool {
+        self.is_master(subject, Operation::Admin)
+            || self.rules.iter().any(|rule| rule.is_for(subject))
+    }
+
+    /// Whether somebody is granted an operation anywhere.
+    pub(super) fn somewhere(&self, subject: &Subject, operation: Operation) -> Result<(), Denied> {
+        let grants =
+            |rule: &Rule| rule.is_for(subject) && rule.grant.operations.contains(&operation);
+        if self.is_master(subject, operation) || self.rules.iter().any(grants) {
+            return Ok(());
+        }
+        Err(self.denied(subject, &Ask::new(operation, None), operation))
+    }
+
+    /// What is granted without a grant: administration to root and the agent's
+    /// own user, who can edit the configuration; everything to them while
+    /// nothing is granted to anybody.
+    fn is_master(&self, subject: &Subject, operation: Operation) -> bool {
+        subject.uid != OVERFLOW_ID
+            && (subject.uid == 0 || subject.uid == self.own)
+            && (operation == Operation::Admin || self.rules.is_empty())
+    }
+
+    /// The grants that allow what is asked, conditions aside.
+    fn matching(&self, subject: &Subject, ask: &Ask) -> Result<Vec<&Rule>, Denied> {
+        let ring = self.ring(ask);
+        let found: Vec<&Rule> = self
+            .rules
+            .iter()
+            .filter(|rule| rule.allows(subject, ask, ring).is_ok())
+            .collect();
+        if found.is_empty() {
+            return Err(self.denied(subject, ask, self.missing(subject, ask)));
+        }
+        Ok(found)
+    }
+
+    /// The first grant whose conditions hold, too.
+    fn choose(&self, subject: &Subject, ask: &Ask) -> Result<Rights, Denied> {
+        let mut found = self.matching(subject, ask)?;
+        if ask.put.as_ref().is_some_and(|put| put.length.is_none()) {
+            // How long it gets, only its end will tell: the widest first.
+            let size = |rule: &&Rule| rule.grant.max_size.map_or(u64::MAX, |s| s.bytes());
+            found.sort_by_key(|rule| std::cmp::Reverse(size(rule)));
+        }
+        let rings = rings(&found);
+        let mut refused = None;
+        for rule in &found {
+            let held = rule.conditions_hold(ask).and_then(|()| {
+                rule.limits
+                    .as_ref()
+                    .map_or(Ok(()), |l| l.admit().map_err(Miss::Rate))
+            });
+            match held {
+                Ok(()) => {
+                    let of_put = ask.operation == Operation::Put;
+                    return Ok(Rights {
+                        operation: ask.operation,
+                        rings: match of_put {
+                            // A put wraps under one ring, by this grant.
+                            true => rule.grant.ring.clone().map(|ring| vec![ring]),
+                            false => rings,
+                        },
+                        max_size: rule.grant.max_size.map(|size| size.bytes()),
+                        no_overwrite: of_put && rule.grant.no_overwrite,
+                        limits: rule.limits.clone(),
+                    });
+                }
+                // What passes with time is the better answer.
+                Err(miss @ Miss::Rate(_)) => refused = Some((miss, *rule)),
+                Err(miss) => {
+                    refused.get_or_insert((miss, *rule));
+                }
+            }
+        }
+        let Some((miss, rule)) = refused else {
+            return Err(self.denied(subject, ask, ask.operation));
+        };
+        Err(Denied {
+            operation: ask.operation,
+            error: miss.error(subject, ask, rule),
+        })
+    }
+
+    /// The ring that a put will wrap under, found as the keyring finds it.
+    fn ring<'a>(&'a self, ask: &'a Ask) -> Option<&'a str> {
+        if ask.operation != Operation::Put {
+            return None;
+        }
+        let mut keys = self.keys.iter();
+        match &ask.ring {
+            Some(name) => keys
+                .find(|(ring, key)| ring == name || key == name)
+                .map(|(ring, _)| ring.as_str()),
+            None if self.keys.len() == 1 => keys.next().map(|(ring, _)| ring.as_str()),
+            // Put itself will say what is wrong with it.
+            None => None,
+        }
+    }
+
+    /// Which of several operations is the one that lacks.
+    fn missing(&self, subject: &Subject, ask: &Ask) -> Operation {
+        let granted = |count: usize| {
+            let fewer = Ask {
+                also: ask.also[..count].to_vec(),
+                ..ask.clone()
+            };
+            let ring = self.ring(&fewer);
+            let allows = |rule: &Rule| rule.allows(subject, &fewer, ring).is_ok();
+            self.rules.iter().any(allows)
+        };
+        let first = (0..=ask.also.len()).find(|count| !granted(*count));
+        ask.operations()
+            .nth(first.unwrap_or_default())
+            .unwrap_or(ask.operation)
+    }
+
+    fn denied(&self, subject: &Subject, ask: &Ask, operation: Operation) -> Denied {
+        let uid = subject.uid;
+        let mut detail = format!("uid {uid} has no grant for {operation}");
+        if let Some(place) = &ask.place {
+            detail.push_str(&format!(" on {place}"));
+        }
+        if ask.operation == Operation::Put
+            && let Some(ring) = self.ring(ask)
+        {
+            detail.push_str(&format!(" with the ring {ring:?}"));
+        }
+        let hint = match self.rules.is_empty() {
+            true => "no [[grant]] is configured: only root and the agent's own user may use it"
+                .to_owned(),
+            false => format!(
+                "`strongroom grants test --uid {uid} {operation}{}` explains it",
+                ask.place
+                    .as_ref()
+                    .map_or_else(String::new, |place| format!(" {}", quoted(place))),
+            ),
+        };
+        Denied {
+            operation,
+            error: Error::new(ErrorKind::Forbidden, detail).hint(hint),
+        }
+    }
+}
+
+impl Rule {
+    /// A peer that the kernel cannot name belongs to nobody.
+    fn is_for(&self, subject: &Subject) -> bool {
+        if subject.uid == OVERFLOW_ID {
+            return false;
+        }
+        match self.grant.who.is_group() {
+            false => subject.uid == self.id,
+            true => subject.gid == self.id || subject.groups.contains(&self.id),
+        }
+    }
+
+    /// Whether it allows what is asked, conditions aside. `ring` is what a put
+    /// wraps under; of a read, that is not known yet.
+    fn allows(&self, subject: &Subject, ask: &Ask, ring: Option<&str>) -> Result<(), Miss> {
+        if !self.is_for(subject) {
+            return Err(Miss::Somebody);
+        }
+        let grant = &self.grant;
+        let lacks = |operation: &Operation| !grant.operations.contains(operation);
+        if let Some(operation) = ask.operations().find(lacks) {
+            return Err(Miss::Operation(operation));
+        }
+        if let Some(place) = &ask.place {
+            self.covers(place)?;
+        }
+        match (ring, &grant.ring) {
+            (Some(ring), Some(granted)) if ring != granted => Err(Miss::Ring(ring.to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn covers(&self, place: &Place) -> Result<(), Miss> {
+        if self.grant.bucket != place.bucket {
+            return Err(Miss::Bucket);
+        }
+        // Both ways: a store with directories may resolve `db/../x`.
+        let inside = place.key.starts_with(&self.grant.prefix)
+            && folded(&place.key).starts_with(&self.folded);
+        match inside {
+            true => Ok(()),
+            false => Err(Miss::Prefix),
+        }
+    }
+
+    fn conditions_hold(&self, ask: &Ask) -> Result<(), Miss> {
+        let Some(put) = &ask.put else { return Ok(()) };
+        let grant = &self.grant;
+        if let Some(class) = &grant.require_storage_class
+            && put.storage_class.as_ref() != Some(class)
+        {
+            return Err(Miss::Class(class.clone()));
+        }
+        if let Some(least) = grant.min_retention {
+            let until = put.retain_until.as_deref();
+            let until: Option<jiff::Timestamp> = until.and_then(|text| text.parse().ok());
+            let needed = jiff::Timestamp::now().checked_add(least);
+            if !matches!((until, needed), (Some(until), Ok(needed)) if until >= needed) {
+                return Err(Miss::Retention(least));
+            }
+        }
+        match (put.length, grant.max_size) {
+            (Some(length), Some(most)) if length > most.bytes() => Err(Miss::Size(most.bytes())),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Miss {
+    /// What the client hears of a condition that does not hold.
+    fn error(self, subject: &Subject, ask: &Ask, rule: &Rule) -> Error {
+        let uid = subject.uid;
+        let operation = ask.operation;
+        let line = rule.grant.line;
+        let granted = format!("the grant of line {line} lets uid {uid} {operation}");
+        match self {
+            Self::Class(class) => Error::new(
+                ErrorKind::Forbidden,
+                format!("{granted} only with the storage class {class}"),
+            )
+            .hint(format!("ask for it: --storage-class {class}")),
+            Self::Retention(least) => {
+                let least = humantime::format_duration(least);
+                Error::new(
+                    ErrorKind::Forbidden,
+                    format!("{granted} only what is retained for {least} at least"),
+                )
+                .hint("ask for it: --retain-until and --retention-mode")
+            }
+            Self::Size(most) => too_large(most),
+            Self::Rate(wait) => {
+                let rate = rule.grant.rate.and_then(|rate| rate.requests);
+                let rate = rate.map_or_else(String::new, |rate| format!(" {rate}"));
+                Error::new(ErrorKind::Busy, format!("{granted}{rate}, and no more"))
+                    .retry_after(wait)
+            }
+            Self::Somebody | Self::Operation(_) | Self::Bucket | Self::Prefix | Self::Ring(_) => {
+                Error::new(
+                    ErrorKind::Forbidden,
+                    format!("uid {uid} has no grant for {operation}"),
+                )
+            }
+        }
+    }
+}
+
+/// What a client hears whose grant allows less; also in the middle of a body.
+pub(super) fn too_large(most: u64) -> Error {
+    let most = crate::config::Length::from_bytes(most);
+    Error::new(
+        ErrorKind::TooLarge,
+        format!("the grant allows objects of {most} at most"),
+    )
+    .hint("nothing was stored; ask the agent's operator for a wider grant")
+}
+
+/// The rings that grants allow between them; any if one of them does.
+fn rings(rules: &[&Rule]) -> Option<Vec<String>> {
+    let named: Option<BTreeSet<String>> =
+        rules.iter().map(|rule| rule.grant.ring.clone()).collect();
+    named.map(|rings| rings.into_iter().collect())
+}
+
+/// The rings that two sets have in common.
+fn both(one: Option<Vec<String>>, other: Option<Vec<String>>) -> Option<Vec<String>> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.into_iter().filter(|r| other.contains(r)).collect()),
+        (one, None) => one,
+        (None, other) => other,
+    }
+}
+
+/// A place as a shell takes it.
+fn quoted(place: &Place) -> String {
+    let text = place.to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/:._-=+@,".contains(c);
+    if text.chars().all(plain) {
+        return text;
+    }
+    let shown: String = text.chars().flat_map(char::escape_debug).collect();
+    format!("'{}'", shown.replace('\'', "'\\''"))
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Somebody => f.write_str("is for somebody else"),
+            Self::Operation(operation) => write!(f, "does not grant {operation}"),
+            Self::Bucket => f.write_str("is for another bucket"),
+            Self::Prefix => f.write_str("is for another prefix"),
+            Self::Ring(ring) => write!(f, "is not for the ring {ring:?}"),
+            Self::Class(class) => write!(f, "demands the storage class {class}"),
+            Self::Retention(least) => {
+                write!(
+                    f,
+                    "demands retention for {}",
+                    humantime::format_duration(*least)
+                )
+            }
+            Self::Size(most) => write!(f, "allows {most} bytes at most"),
+            Self::Rate(_) => f.write_str("has its rate used up"),
+        }
+    }
+}
+
+/// The policy in force; replaced whole, so that a request is judged by one
+/// configuration.
+pub(super) struct Policies(RwLock<Arc<Policy>>);
+
+impl Policies {
+    pub(super) fn new(policy: Policy) -> Self {
+        Self(RwLock::new(Arc::new(policy)))
+    }
+
+    pub(super) fn current(&self) -> Arc<Policy> {
+        self.0.read().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    pub(super) fn replace(&self, policy: Policy) {
+        *self.0.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(policy);
+    }
+}
