@@ -24,11 +24,11 @@ pub struct Calls {
 }
 
 /// Attempts and retries, by operation and answer.
-#[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<BTreeMap<Which, (u64, u64)>>);
+type Counts = BTreeMap<(String, &'static str), (u64, u64)>;
 
-/// An operation, and how it was answered.
-type Which = (String, &'static str);
+/// What was counted so far.
+#[derive(Debug, Default)]
+pub(super) struct Tally(Mutex<Counts>);
 
 impl Tally {
     pub(super) fn calls(&self) -> Vec<Calls> {

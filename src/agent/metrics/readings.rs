@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -33,6 +33,13 @@ impl fmt::Debug for Readings {
 /// One sample: its labels and its value.
 type Sample<'a> = (Vec<(&'static str, &'a str)>, u64);
 
+fn write(sample: &mut MetricEncoder<'_>, counts: bool, value: u64) -> fmt::Result {
+    match counts {
+        true => sample.encode_counter::<NoLabelSet, u64, f64>(&value, None),
+        false => sample.encode_gauge(&value),
+    }
+}
+
 struct Encoder<'a>(DescriptorEncoder<'a>);
 
 impl Encoder<'_> {
@@ -46,10 +53,10 @@ impl Encoder<'_> {
         let counts = matches!(kind, MetricType::Counter);
         let mut encoder = self.0.encode_descriptor(name, help, unit, kind)?;
         for (labels, value) in samples {
-            let mut sample = encoder.encode_family(&labels)?;
-            match counts {
-                true => sample.encode_counter::<NoLabelSet, u64, f64>(&value, None)?,
-                false => sample.encode_gauge(&value)?,
+            if labels.is_empty() {
+                write(&mut encoder, counts, value)?;
+            } else {
+                write(&mut encoder.encode_family(&labels)?, counts, value)?;
             }
         }
         Ok(())
