@@ -11,7 +11,7 @@ mod names;
 mod units;
 
 pub use grammar::{
-    Agent, Anchor, Audit, AuditAlso, Checksum, GcmIv, Key, KeyUse, Keyslots, Message,
+    Agent, Anchor, Audit, AuditAlso, Checksum, GcmIv, Key, KeyUse, Keyslots, Message, Metrics,
     PayloadSigning, Rate, S3, Spool, Token,
 };
 pub use grants::{Grant, OVERFLOW_ID, Who};
@@ -48,6 +48,8 @@ pub struct Config {
     pub keyslots: Keyslots,
     /// `[audit]`.
     pub audit: Audit,
+    /// `[metrics]`.
+    pub metrics: Metrics,
     /// `[[token]]`, at least one.
     pub tokens: Vec<Token>,
     /// `[[key]]`, possibly none on a host that is being set up.
@@ -123,6 +125,7 @@ impl Config {
             spool: file.spool,
             keyslots: file.keyslots,
             audit: file.audit,
+            metrics: file.metrics,
             tokens: file.token,
             keys: file.key,
             grants,
@@ -160,6 +163,7 @@ impl Config {
     fn check(&self) -> Result<(), (String, String)> {
         self.check_limits()?;
         self.check_audit()?;
+        self.check_metrics()?;
         self.check_s3()?;
         self.check_tokens()?;
         self.check_keys()?;
@@ -264,6 +268,20 @@ impl Config {
             Some(name) if !self.tokens.iter().any(|token| token.name == *name) => err(
                 format!("audit.checkpoint_token is {name:?}, which is not configured"),
                 "name one of the [[token]]",
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_metrics(&self) -> Result<(), (String, String)> {
+        match self.metrics.listen {
+            Some(address) if !address.ip().is_loopback() => err(
+                format!("metrics.listen is {address}: metrics are not for the network"),
+                "use a loopback address such as \"127.0.0.1:9187\"; a proxy can add TLS and a password",
+            ),
+            Some(address) if address.port() == 0 => err(
+                "metrics.listen has the port 0, which nobody could find",
+                "choose a port, such as 9187",
             ),
             _ => Ok(()),
         }

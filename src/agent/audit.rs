@@ -28,6 +28,11 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    /// The operation that a grant has to name.
+    pub(super) fn operation(&self) -> Operation {
+        self.operation
+    }
+
     pub(super) fn of<B>(request: &Request<B>) -> Self {
         let target = Target::parse(request.uri().path()).and_then(Result::ok);
         let inspects = Query::parse(request.uri().query()).is_ok_and(|q| q.has("inspect"));

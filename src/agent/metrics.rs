@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::api::Error;
+use crate::api::{Error, ErrorKind, Operation};
 
 use super::reply::{self, Body};
 use super::state::App;
@@ -35,6 +35,14 @@ const BUCKETS: [f64; 15] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0,
 ];
 
+/// What a reader is told of an object that somebody changed.
+const TAMPERING: [ErrorKind; 4] = [
+    ErrorKind::Altered,
+    ErrorKind::Truncated,
+    ErrorKind::Elsewhere,
+    ErrorKind::RolledBack,
+];
+
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 /// What is counted as it happens; the rest is read when it is asked for.
@@ -44,6 +52,7 @@ pub(super) struct Metrics {
     requests: Family<Labels<2>, Counter>,
     durations: Family<Labels<1>, Histogram>,
     succeeded: Family<Labels<1>, Gauge<f64, AtomicU64>>,
+    denials: Family<Labels<1>, Counter>,
     /// Plaintext from clients.
     pub(super) bytes_in: Counter,
     /// Plaintext to clients.
@@ -55,7 +64,14 @@ impl Metrics {
         let mut registry = Registry::with_prefix(PREFIX);
         let histogram: fn() -> Histogram = || Histogram::new(BUCKETS);
         let durations = Family::new_with_constructor(histogram);
-        let (requests, succeeded) = (Family::default(), Family::default());
+        let requests: Family<Labels<2>, Counter> = Family::default();
+        let denials: Family<Labels<1>, Counter> = Family::default();
+        let succeeded = Family::default();
+        registry.register(
+            "denials",
+            "Requests refused for want of a grant, by the operation that was missing",
+            Family::clone(&denials),
+        );
         registry.register(
             "requests",
             "Requests by operation, and by result: ok, an error's type, or gone",
@@ -80,15 +96,33 @@ impl Metrics {
             Unit::Bytes,
             bytes.clone(),
         );
+        // What alerts watch begins at zero: the first one must be a change.
+        for operation in Operation::ALL {
+            drop(denials.get_or_create(&[("operation", operation.as_str())]));
+        }
+        for kind in TAMPERING {
+            let operation = Operation::Get.as_str();
+            let labels = [("operation", operation), ("result", kind.slug())];
+            drop(requests.get_or_create(&labels));
+        }
         let direction = |name| bytes.get_or_create(&[("direction", name)]).clone();
         Arc::new(Self {
             registry,
             requests,
             durations,
             succeeded,
+            denials,
             bytes_in: direction("in"),
             bytes_out: direction("out"),
         })
+    }
+}
+
+impl Metrics {
+    /// Counts a refusal.
+    pub(super) fn denied(&self, missing: Operation) {
+        let label = [("operation", missing.as_str())];
+        self.denials.get_or_create(&label).inc();
     }
 }
 
@@ -136,7 +170,9 @@ impl Timer {
         }
         let operation = ("operation", self.operation);
         let requests = &self.metrics.requests;
-        requests.get_or_create(&[operation, ("result", result)]).inc();
+        requests
+            .get_or_create(&[operation, ("result", result)])
+            .inc();
         let durations = &self.metrics.durations;
         durations
             .get_or_create(&[operation])
@@ -158,7 +194,7 @@ impl Drop for Timer {
 /// `GET /v1/metrics`: OpenMetrics for those who ask for it, as Prometheus
 /// does, and its older text format for the rest.
 pub(super) fn answer(app: &Arc<App>, headers: &HeaderMap) -> Result<Response<Body>, Error> {
-    let failed = |e| Error::new(crate::api::ErrorKind::Internal, "metrics cannot be written").log(e);
+    let failed = |e| Error::new(ErrorKind::Internal, "metrics cannot be written").log(e);
     let mut out = String::new();
     encode_registry(&mut out, &app.metrics.registry).map_err(failed)?;
     encode_registry(&mut out, &readings::registry(app)).map_err(failed)?;
@@ -168,8 +204,14 @@ pub(super) fn answer(app: &Arc<App>, headers: &HeaderMap) -> Result<Response<Bod
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.contains("application/openmetrics-text"));
     let (out, kind) = match open {
-        true => (out, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
-        false => (text::older(&out), "text/plain; version=0.0.4; charset=utf-8"),
+        true => (
+            out,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+        false => (
+            text::older(&out),
+            "text/plain; version=0.0.4; charset=utf-8",
+        ),
     };
     let mut response = Response::new(reply::full(out));
     reply::set(&mut response, std_header::CONTENT_TYPE, kind);

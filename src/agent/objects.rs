@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header as std_header};
 use hyper::body::{Frame, Incoming};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
@@ -14,6 +15,7 @@ use crate::get::{self, Facts, GetRequest, PlaintextBody, Wanted};
 use crate::objects::{self, ListRequest};
 use crate::put::{self, PutRequest};
 
+use super::metrics::Timer;
 use super::peer::Peer;
 use super::policy::{Meter, Rights};
 use super::reply::{self, Body};
@@ -30,9 +32,17 @@ pub(super) struct Granted {
     pub(super) peer: Arc<Peer>,
     /// What was granted: only the policy makes one.
     pub(super) rights: Rights,
+    /// Counts it, once its answer is complete.
+    pub(super) timer: Arc<Timer>,
 }
 
 impl Granted {
+    /// What counts this request's bytes and slows them down.
+    fn meter(&self, counter: &Counter) -> Meter {
+        let limits = self.rights.limits.clone();
+        Meter::new(limits, self.app.engine.pool.clone(), counter.clone())
+    }
+
     /// The records of this request.
     fn op(&self, kind: Kind, bucket: &str, key: Option<&str>) -> Op {
         let actor = self.peer.actor();
@@ -40,11 +50,6 @@ impl Granted {
         op.event().bucket = Some(bucket.to_owned());
         op.event().key = key.map(str::to_owned);
         op
-    }
-
-    /// What slows this request's bytes down.
-    fn meter(&self) -> Meter {
-        Meter::new(self.rights.limits.clone(), self.app.engine.pool.clone())
     }
 }
 
@@ -66,12 +71,12 @@ pub(super) async fn put(
         // Absent for chunked bodies.
         length: request::length(headers)?,
     };
+    let meter = granted.meter(&granted.app.metrics.bytes_in);
     let place = &request.place;
     let mut op = granted.op(Kind::Put, &place.bucket, Some(&place.key));
     if let Err(error) = granted.app.check_ready() {
         return op.finish(Err(error)).await;
     }
-    let meter = granted.meter();
     let Granted {
         app,
         permit,
@@ -238,11 +243,15 @@ fn stream(granted: Granted, body: PlaintextBody, mut op: Op, facts: &Facts) -> B
     if total == 0 {
         op.settle(Ok(()));
     }
-    let meter = granted.meter();
-    let state = (op, body, granted, meter);
+    granted.timer.streams();
+    if total == 0 {
+        granted.timer.finish(Ok(()));
+    }
+    let meter = granted.meter(&granted.app.metrics.bytes_out);
+    let state = (op, body, meter, granted);
     reply::stream(futures_util::stream::unfold(
         state,
-        move |(mut op, mut body, granted, mut meter)| async move {
+        move |(mut op, mut body, mut meter, granted)| async move {
             let next = match body.next().await? {
                 Ok(bytes) => meter.pass(bytes.len()).await.map(|()| bytes),
                 error => error,
@@ -253,9 +262,13 @@ fn stream(granted: Granted, body: PlaintextBody, mut op: Op, facts: &Facts) -> B
                     *released += bytes.len() as u64;
                     if *released == total {
                         op.settle(Ok(()));
+                        granted.timer.finish(Ok(()));
                     }
                 }
-                Err(error) => op.settle(Err(error.kind)),
+                Err(error) => {
+                    op.settle(Err(error.kind));
+                    granted.timer.finish(Err(error));
+                }
             }
             if let Err(error) = &next {
                 tracing::error!(
@@ -268,7 +281,7 @@ fn stream(granted: Granted, body: PlaintextBody, mut op: Op, facts: &Facts) -> B
                 let problem = error.problem(&granted.request_id);
                 granted.app.failures.record(granted.peer.uid(), problem);
             }
-            Some((next.map(Frame::data), (op, body, granted, meter)))
+            Some((next.map(Frame::data), (op, body, meter, granted)))
         },
     ))
 }

@@ -36,7 +36,7 @@ pub(super) struct Peer {
     /// be found out.
     comm: OnceLock<String>,
     /// The process itself: while this is held, `pid` is nobody else's.
-    pidfd: Option<OwnedFd>,
+    _process: Option<OwnedFd>,
 }
 
 impl Peer {
@@ -52,7 +52,7 @@ impl Peer {
             },
             pid: cred.pid(),
             comm: OnceLock::new(),
-            pidfd: pidfd(stream),
+            _process: pidfd(stream),
         })
     }
 

@@ -16,9 +16,10 @@ use crate::config::WrapLimit;
 use super::audit::{self, Asked};
 use super::evidence;
 use super::grants;
+use super::metrics::{self, Timer};
 use super::objects::{self, Granted};
 use super::peer::Peer;
-use super::policy::Ask;
+use super::policy::{Ask, Denied};
 use super::reply::{self, Body};
 use super::request::{self, Query, Target, malformed};
 use super::state::App;
@@ -45,10 +46,15 @@ pub(super) async fn answer(
         comm = peer.comm(),
     );
     let asked = Asked::of(&request);
+    let timer = Timer::start(&app.metrics, label(request.uri().path(), &asked));
     let response = async {
-        match route(&app, &peer, request, &request_id).await {
-            Ok(response) => response,
+        match route(&app, &peer, request, &request_id, &timer).await {
+            Ok(response) => {
+                timer.answered(Ok(()));
+                response
+            }
             Err(error) => {
+                timer.answered(Err(&error));
                 tracing::warn!(
                     kind = error.kind.slug(),
                     status = error.kind.status(),
@@ -79,6 +85,7 @@ async fn route(
     peer: &Arc<Peer>,
     request: Request<Incoming>,
     request_id: &str,
+    timer: &Arc<Timer>,
 ) -> Result<Response<Body>, Error> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
@@ -86,27 +93,32 @@ async fn route(
     // Of now, not of when the connection was made (SECURITY rule 25).
     let policy = app.policy.current();
     let subject = &peer.subject;
+    let refused = |denied: Denied| {
+        app.metrics.denied(denied.operation);
+        Error::from(denied)
+    };
     if let Some(target) = Target::parse(&path) {
         let operation = operation(&parts.method, &query, &target)
             .ok_or_else(|| not_allowed(&parts.method, &path))?;
         let target = match target {
             Ok(target) => target,
             Err(error) => {
-                policy.somewhere(subject, operation)?;
+                policy.somewhere(subject, operation).map_err(refused)?;
                 return Err(error);
             }
         };
         // Before anything is looked up for it.
         let ask = request::ask(operation, &target, &query, &parts.headers)?;
-        let rights = policy.decide(subject, &ask)?;
+        let rights = policy.decide(subject, &ask).map_err(refused)?;
         let granted = Granted {
             app: app.clone(),
             permit: permit(app)?,
             request_id: request_id.to_owned(),
             peer: peer.clone(),
             rights,
+            timer: Arc::clone(timer),
         };
-        return match operation {
+        return match granted.rights.operation {
             Operation::Put => objects::put(granted, target, query, &parts.headers, body).await,
             Operation::Get => objects::get(granted, target, query, &parts.headers, false).await,
             Operation::Head => objects::get(granted, target, query, &parts.headers, true).await,
@@ -116,10 +128,10 @@ async fn route(
             _ => Err(not_allowed(&parts.method, &path)),
         };
     }
-    let admin = || policy.decide(subject, &Ask::admin()).map_err(Error::from);
+    let admin = || policy.decide(subject, &Ask::admin());
     if let Some(id) = path.strip_prefix("/v1/requests/") {
         if !policy.knows(subject) {
-            admin()?;
+            admin().map_err(refused)?;
         }
         // Others' failures name others' objects.
         let of = admin().is_err().then(|| peer.uid());
@@ -144,45 +156,51 @@ async fn route(
                 })?;
             Ok(Response::new(reply::full(Bytes::from_static(b"ready\n"))))
         }
+        (&Method::GET, "/v1/metrics") => {
+            admin().map_err(refused)?;
+            metrics::answer(app, &parts.headers)
+        }
         (&Method::GET, "/v1/status") => {
-            admin()?;
+            admin().map_err(refused)?;
             reply::json(StatusCode::OK, &app.status())
         }
         (&Method::GET, "/v1/keys") => {
-            admin()?;
+            admin().map_err(refused)?;
             reply::json(StatusCode::OK, &app.engine.keyring.keys())
         }
         (&Method::POST, "/v1/keys") => {
-            admin()?;
+            admin().map_err(refused)?;
             generate_key(app, peer, body).await
         }
         (&Method::POST, "/v1/reload") => {
-            admin()?;
+            admin().map_err(refused)?;
             reload(app).await
         }
         (&Method::GET, "/v1/evidence") => {
-            admin()?;
+            admin().map_err(refused)?;
             evidence::answer(app, &policy, &query).await
         }
         (&Method::GET, "/v1/grants") => {
-            admin()?;
+            admin().map_err(refused)?;
             reply::json(StatusCode::OK, &policy.list())
         }
         (&Method::GET, "/v1/grants/test") => {
-            admin()?;
+            admin().map_err(refused)?;
             grants::test(&policy, &query)
         }
         (
             _,
             "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/reload" | "/v1/evidence"
-            | "/v1/grants" | "/v1/grants/test",
+            | "/v1/grants" | "/v1/grants/test" | "/v1/metrics",
         ) => Err(not_allowed(&parts.method, &path)),
         (_, "/v1/rewrap") => {
-            policy.somewhere(subject, Operation::Rewrap)?;
+            policy
+                .somewhere(subject, Operation::Rewrap)
+                .map_err(refused)?;
             Err(not_implemented(&path))
         }
-        (_, "/v1/metrics" | "/v1/catalog" | "/v1/verify" | "/v1/uploads") => {
-            admin()?;
+        (_, "/v1/catalog" | "/v1/verify" | "/v1/uploads") => {
+            admin().map_err(refused)?;
             Err(not_implemented(&path))
         }
         _ => Err(Error::new(ErrorKind::NotFound, format!("no route {path}"))),
@@ -202,6 +220,17 @@ fn operation(method: &Method, query: &Query, target: &Result<Target, Error>) -> 
         Method::DELETE => Operation::Delete,
         _ => return None,
     })
+}
+
+/// What a request is counted as: a grant's word, or `health` for what is asked
+/// every few seconds.
+fn label(path: &str, asked: &Asked) -> &'static str {
+    match path {
+        "/v1/health" | "/v1/ready" => "health",
+        "/v1/metrics" => "metrics",
+        "/v1/rewrap" => Operation::Rewrap.as_str(),
+        _ => asked.operation().as_str(),
+    }
 }
 
 fn not_implemented(path: &str) -> Error {

@@ -19,7 +19,7 @@ use crate::api::{Error, ErrorKind};
 use crate::audit::{Audit, Event, Identity, Kind};
 use crate::catalog::Catalog;
 use crate::config::{Anchor, Config};
-use crate::confine::{self, ServerPaths};
+use crate::confine::{self, Confinement, ServerPaths};
 use crate::control::{AsyncControl, Control, HEARTBEAT, ToServer, ToSupervisor};
 use crate::engine::{Engine, Settings};
 use crate::keyring::Keyring;
@@ -27,6 +27,7 @@ use crate::store::{Limits, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
 use super::audit::{self, Checkpoints, Watch};
+use super::metrics::{self, Metrics};
 use super::policy::{Policies, Policy};
 use super::reply::Failures;
 use super::serve;
@@ -86,6 +87,16 @@ fn run() -> Result<(), Error> {
     let spool_dir = spool_dir(&config);
     std::fs::create_dir_all(&spool_dir).map_err(fatal("the spool directory"))?;
     let extra_write = beyond_state(&config)?;
+    let collectors = config.metrics.listen.map(|address| {
+        metrics::bind(address).map_err(|error| {
+            Error::new(
+                ErrorKind::Misconfigured,
+                format!("metrics.listen: cannot listen on {address}: {error}"),
+            )
+            .hint("choose a port that is free")
+        })
+    });
+    let collectors = collectors.transpose()?;
     let identity = Identity::of_this_host();
     let start = audit::configured(Kind::Start, &config_text);
 
@@ -116,11 +127,14 @@ fn run() -> Result<(), Error> {
             config,
             &principals,
             spool_dir,
-            confinement.to_string(),
+            &confinement,
             supervisor_pid,
             audit,
         )
         .await?;
+        if let Some(collectors) = collectors {
+            tokio::spawn(metrics::serve(collectors, Arc::clone(&server.app)));
+        }
         tokio::spawn(audit::resolve(server.app.clone(), unended));
         let checkpoints = Checkpoints::new(server.app.clone(), &server.config, identity);
         server.run(listener, control, checkpoints).await
@@ -203,7 +217,7 @@ impl Server {
         config: Config,
         principals: &[u32],
         spool_dir: PathBuf,
-        confinement: String,
+        confinement: &Confinement,
         supervisor_pid: u32,
         audit: Audit,
     ) -> Result<Self, Error> {
@@ -227,6 +241,7 @@ impl Server {
         );
         let app = Arc::new(App {
             engine,
+            metrics: Metrics::new(),
             audit,
             audit_dir: config.audit_dir(),
             audit_key: config
@@ -237,7 +252,8 @@ impl Server {
             permits: Arc::new(Semaphore::new(config.agent.max_requests)),
             max_requests: config.agent.max_requests,
             failures: Failures::default(),
-            confinement,
+            confinement: confinement.to_string(),
+            confined: confinement.is_complete(),
             supervisor_pid,
             memory_budget: budget,
             started: Instant::now(),
@@ -393,8 +409,8 @@ impl Server {
             .replace(Policy::new(&config, principals, own_uid()));
         let fixed = |c: &Config| {
             format!(
-                "{:?} {:?} {:?} {:?} {:?} {:?}",
-                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit
+                "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit, c.metrics
             )
         };
         if fixed(&config) != fixed(&self.config) {

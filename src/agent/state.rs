@@ -12,6 +12,7 @@ use crate::audit::Audit;
 use crate::engine::Engine;
 
 use super::audit;
+use super::metrics::Metrics;
 use super::policy::Policies;
 use super::reply::Failures;
 
@@ -21,6 +22,8 @@ pub(super) type ReloadRequest = oneshot::Sender<Result<(), Error>>;
 /// The running server.
 pub(super) struct App {
     pub(super) engine: Arc<Engine>,
+    /// What is counted.
+    pub(super) metrics: Arc<Metrics>,
     pub(super) audit: Audit,
     /// Where it is.
     pub(super) audit_dir: PathBuf,
@@ -35,6 +38,8 @@ pub(super) struct App {
     pub(super) max_requests: usize,
     pub(super) failures: Failures,
     pub(super) confinement: String,
+    /// Whether that is all of it.
+    pub(super) confined: bool,
     pub(super) supervisor_pid: u32,
     pub(super) memory_budget: u64,
     pub(super) started: Instant,

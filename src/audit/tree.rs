@@ -160,7 +160,9 @@ impl Leaves {
             nodes.push(hash);
             // The second of a pair completes the subtree above it.
             match nodes.as_slice() {
-                [.., left, right] if nodes.len() % 2 == 0 => hash = Hash::node(left, right),
+                [.., left, right] if nodes.len().is_multiple_of(2) => {
+                    hash = Hash::node(left, right)
+                }
                 _ => break,
             }
         }

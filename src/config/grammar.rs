@@ -1,6 +1,7 @@
 //! The file's grammar, table by table. Defaults are stated here and nowhere
 //! else; `unimplemented` lists what the grammar knows and this release lacks.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -29,7 +30,8 @@ pub(super) struct File {
     pub(super) key: Vec<Key>,
     #[serde(default)]
     pub(super) audit: Audit,
-    metrics: Option<toml::Table>,
+    #[serde(default)]
+    pub(super) metrics: Metrics,
     recipients: Option<toml::Table>,
     recipient: Option<Vec<toml::Table>>,
     bucket_alias: Option<Vec<toml::Table>>,
@@ -41,7 +43,6 @@ impl File {
     /// The first setting that the grammar has and this release does not.
     pub(super) fn unimplemented(&self) -> Option<String> {
         let tables = [
-            ("[metrics]", self.metrics.is_some()),
             ("[recipients]", self.recipients.is_some()),
             ("[[recipient]]", self.recipient.is_some()),
             ("[[bucket_alias]]", self.bucket_alias.is_some()),
@@ -432,6 +433,14 @@ impl Key {
     pub fn opens(&self) -> bool {
         matches!(self.usage, KeyUse::Active | KeyUse::Decrypt)
     }
+}
+
+/// `[metrics]`: who reads them besides administrators at the socket.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// A loopback address and port with the metrics on it and nothing else.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[[grant]]`: who may do what, where, under which conditions.

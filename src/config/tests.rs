@@ -67,12 +67,7 @@ fn wrong_types_and_limits_are_named() {
 
 #[test]
 fn settings_of_later_releases_are_refused_not_ignored() {
-    for text in [
-        "[metrics]\n",
-        "[recipients]\n",
-        "[[recipient]]\n",
-        "[[bucket_alias]]\n",
-    ] {
+    for text in ["[recipients]\n", "[[recipient]]\n", "[[bucket_alias]]\n"] {
         refused(&format!("{TOKEN}{KEY}{text}"), &["not implemented"]);
     }
     refused(
@@ -379,4 +374,23 @@ fn a_grant_that_could_not_mean_what_it_says_is_refused() {
         grant(&format!("uid=7\nprefix='db/'\nmax_size='1 MiB'\n{PUT}"))
     );
     refused(&twice, &["never matter", "grants add up"]);
+}
+
+#[test]
+fn metrics_stay_on_this_host() {
+    let metrics = |listen: &str| format!("{TOKEN}{KEY}[metrics]\nlisten='{listen}'\n");
+    for fine in ["127.0.0.1:9187", "127.1.2.3:1", "[::1]:9187"] {
+        let config = parse(&metrics(fine)).unwrap();
+        assert_eq!(config.metrics.listen.unwrap().to_string(), fine);
+    }
+    for open in [
+        "0.0.0.0:9187",
+        "10.0.0.1:9187",
+        "[::]:9187",
+        "[::ffff:127.0.0.1]:9187",
+    ] {
+        refused(&metrics(open), &["metrics.listen", "loopback"]);
+    }
+    refused(&metrics("127.0.0.1:0"), &["port 0"]);
+    refused(&metrics("localhost:9187"), &["listen"]);
 }

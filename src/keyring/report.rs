@@ -15,6 +15,16 @@ impl Keyring {
         all
     }
 
+    /// Every configured token, by name.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<(String, Token)> {
+        let live = self.read();
+        let tokens = live.tokens.iter();
+        let mut all: Vec<_> = tokens.map(|(n, t)| (n.clone(), t.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
     /// Whether a key that wraps now is open on a token where a wrap and an
     /// unwrap succeeded within the last 30 s.
     #[must_use]

@@ -25,7 +25,10 @@ pub struct Calls {
 
 /// Attempts and retries, by operation and answer.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<BTreeMap<(String, &'static str), (u64, u64)>>);
+pub(super) struct Tally(Mutex<BTreeMap<Which, (u64, u64)>>);
+
+/// An operation, and how it was answered.
+type Which = (String, &'static str);
 
 impl Tally {
     pub(super) fn calls(&self) -> Vec<Calls> {

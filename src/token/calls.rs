@@ -39,6 +39,8 @@ pub(super) struct Inner {
     pub(super) tally: Arc<Tally>,
     /// Calls that wait for a worker or a session.
     pub(super) waiting: AtomicUsize,
+    /// Workers that were attached.
+    pub(super) workers: AtomicU64,
     /// When [`Proof`]s below are counted from.
     pub(super) epoch: Instant,
     pub(super) wrapped: Proof,

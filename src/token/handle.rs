@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -94,6 +94,7 @@ impl Token {
             pool: Pool::new(),
             tally: Arc::default(),
             waiting: AtomicUsize::new(0),
+            workers: AtomicU64::new(0),
             epoch: Instant::now(),
             wrapped: Proof::default(),
             unwrapped: Proof::default(),
@@ -125,6 +126,7 @@ impl Token {
         if let Some(former) = &self.inner.state.borrow().link {
             former.close();
         }
+        self.inner.workers.fetch_add(1, Ordering::Relaxed);
         self.tell(Command::Attach(link, pid));
     }
 
@@ -132,6 +134,12 @@ impl Token {
     #[must_use]
     pub fn calls(&self) -> Vec<Calls> {
         self.inner.tally.calls()
+    }
+
+    /// Workers that it was given, since this process began.
+    #[must_use]
+    pub fn workers(&self) -> u64 {
+        self.inner.workers.load(Ordering::Relaxed)
     }
 
     /// Calls that wait for a worker or for a free session.

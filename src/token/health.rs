@@ -34,6 +34,18 @@ pub enum Health {
 }
 
 impl Health {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Ready,
+        Self::Degraded,
+        Self::Suspect,
+        Self::Recovering,
+        Self::Down,
+        Self::Misconfigured,
+        Self::Locked,
+    ];
+
     /// Its name in status.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -71,7 +71,10 @@ impl Encoder<'_> {
         help: &str,
         of: impl IntoIterator<Item = (Option<&'s str>, &'s str)>,
     ) -> fmt::Result {
-        let words = Health::ALL.map(Health::as_str).into_iter().chain([STOPPING]);
+        let words = Health::ALL
+            .map(Health::as_str)
+            .into_iter()
+            .chain([STOPPING]);
         let samples = of.into_iter().flat_map(|(token, now)| {
             words.clone().filter_map(move |word| {
                 let mut labels: Vec<_> = token.map(|token| ("token", token)).into_iter().collect();
@@ -93,7 +96,8 @@ impl Collector for Readings {
         self.agent(&mut to)?;
         self.tokens(&mut to)?;
         self.keys(&mut to)?;
-        self.store(&mut to)
+        self.store(&mut to)?;
+        self.audit(&mut to)
     }
 }
 
@@ -101,20 +105,38 @@ impl Readings {
     fn agent(&self, to: &mut Encoder<'_>) -> fmt::Result {
         let app = &self.0;
         for (name, help, label, value) in [
-            ("build", "The agent's release", "version", env!("CARGO_PKG_VERSION")),
-            ("confinement", "How the server is confined", "means", app.confinement.as_str()),
+            (
+                "build",
+                "The agent's release",
+                "version",
+                env!("CARGO_PKG_VERSION"),
+            ),
+            (
+                "confinement",
+                "How the server is confined",
+                "means",
+                app.confinement.as_str(),
+            ),
         ] {
             let mut encoder = to.0.encode_descriptor(name, help, None, MetricType::Info)?;
             encoder.encode_info(&vec![(label, value)])?;
         }
         let confined = u64::from(app.confined);
-        to.gauge("confined", "Whether the server is confined by landlock and seccomp", confined)?;
+        to.gauge(
+            "confined",
+            "Whether the server is confined by landlock and seccomp",
+            confined,
+        )?;
         let up = Some(&Unit::Seconds);
         let uptime = [(Vec::new(), app.started.elapsed().as_secs())];
         let help = "Time since the server started";
         to.family(MetricType::Gauge, ("uptime", help), up, uptime)?;
         let health = [(None, app.health())];
-        to.states("health", "What an upload would meet: 1 for the state it is in", health)?;
+        to.states(
+            "health",
+            "What an upload would meet: 1 for the state it is in",
+            health,
+        )?;
         let ready = u64::from(app.check_ready().is_ok());
         to.gauge("ready", "Whether a new upload would be taken", ready)?;
         let limit = app.max_requests;
@@ -127,12 +149,21 @@ impl Readings {
         to.bytes("memory_budget", "memory_budget", app.memory_budget)?;
         let waiting = count(pool.waiting());
         to.gauge("memory_waiting", "Requests that wait for memory", waiting)?;
-        to.bytes("spool_used", "Spooled ciphertext", app.engine.spool.in_use())?;
+        to.bytes(
+            "spool_used",
+            "Spooled ciphertext",
+            app.engine.spool.in_use(),
+        )?;
         let grants = count(app.policy.current().len());
         to.gauge("grants", "Grants in force", grants)?;
         let commits = [(Vec::new(), app.engine.catalog.commits())];
         let help = "Transactions committed to the catalogue";
-        to.family(MetricType::Counter, ("catalog_commits", help), None, commits)
+        to.family(
+            MetricType::Counter,
+            ("catalog_commits", help),
+            None,
+            commits,
+        )
     }
 
     fn tokens(&self, to: &mut Encoder<'_>) -> fmt::Result {
@@ -142,7 +173,11 @@ impl Readings {
             .map(|(name, token)| (name.as_str(), token.health().borrow().as_str()))
             .collect();
         let states = health.iter().map(|(name, now)| (Some(*name), *now));
-        to.states("token_health", "A token's state: 1 for the one it is in", states)?;
+        to.states(
+            "token_health",
+            "A token's state: 1 for the one it is in",
+            states,
+        )?;
         let each = |value: fn(&crate::token::Token) -> u64| {
             tokens
                 .iter()
@@ -150,7 +185,10 @@ impl Readings {
         };
         to.family(
             MetricType::Gauge,
-            ("token_calls_waiting", "Calls that wait for a worker or a free session"),
+            (
+                "token_calls_waiting",
+                "Calls that wait for a worker or a free session",
+            ),
             None,
             each(|token| token.waiting() as u64),
         )?;
@@ -195,10 +233,53 @@ impl Readings {
                 |key| key.wrap_limit,
             ),
         ] {
-            let samples = keys.iter().map(|key| (vec![("key", key.name.as_str())], value(key)));
+            let samples = keys
+                .iter()
+                .map(|key| (vec![("key", key.name.as_str())], value(key)));
             to.family(MetricType::Gauge, (name, help), None, samples)?;
         }
         Ok(())
+    }
+
+    fn audit(&self, to: &mut Encoder<'_>) -> fmt::Result {
+        let standing = self.0.audit.standing();
+        let healthy = u64::from(standing.trouble.is_none());
+        to.gauge(
+            "audit_healthy",
+            "Whether the audit log can be written",
+            healthy,
+        )?;
+        let records = [(Vec::new(), standing.tree.size)];
+        let help = "Records in the audit log, those of former processes included";
+        to.family(MetricType::Counter, ("audit_records", help), None, records)?;
+        let covered = standing.last.map_or(0, |note| note.checkpoint.tree.size);
+        let checkpoints = self.0.checkpoints.lock();
+        let checkpoints = checkpoints.unwrap_or_else(|e| e.into_inner()).clone();
+        for (name, help, value) in [
+            (
+                "audit_checkpoints_healthy",
+                "Whether checkpoints that are due can be made",
+                checkpoints.problem.is_none(),
+            ),
+            (
+                "audit_anchor_healthy",
+                "Whether checkpoints that are due can be anchored",
+                checkpoints.anchor_problem.is_none(),
+            ),
+            (
+                "audit_alarm",
+                "Whether the log, or the catalogue, is behind what was anchored",
+                checkpoints.alarm.is_some(),
+            ),
+        ] {
+            to.gauge(name, help, u64::from(value))?;
+        }
+        let help = "Records that the last checkpoint does not cover";
+        to.gauge(
+            "audit_records_unsealed",
+            help,
+            standing.tree.size.saturating_sub(covered),
+        )
     }
 
     fn store(&self, to: &mut Encoder<'_>) -> fmt::Result {
@@ -216,7 +297,10 @@ impl Readings {
             ),
         ] {
             let samples = calls.iter().map(|calls| {
-                let labels = vec![("operation", calls.operation.as_str()), ("result", calls.result)];
+                let labels = vec![
+                    ("operation", calls.operation.as_str()),
+                    ("result", calls.result),
+                ];
                 (labels, value(calls))
             });
             to.family(MetricType::Counter, (name, help), None, samples)?;

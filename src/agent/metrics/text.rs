@@ -16,7 +16,8 @@ pub(super) fn older(open: &str) -> String {
             help = line;
             continue;
         }
-        let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) else {
+        let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' '))
+        else {
             out.push_str(line);
             out.push('\n');
             continue;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use governor::clock::{Clock as _, MonotonicClock};
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, sleep};
 
 use crate::api::{Error, ErrorKind};
@@ -78,10 +79,11 @@ impl Limits {
     }
 }
 
-/// Slows one request's bytes down to its grant's rate.
+/// Counts one request's bytes, and slows them down to its grant's rate.
 pub(in crate::agent) struct Meter {
     limits: Option<Arc<Limits>>,
     pool: Pool,
+    counter: Counter,
     /// Bytes that passed and do not make a whole KiB yet.
     odd: u64,
     moved: u64,
@@ -89,10 +91,11 @@ pub(in crate::agent) struct Meter {
 }
 
 impl Meter {
-    pub(in crate::agent) fn new(limits: Option<Arc<Limits>>, pool: Pool) -> Self {
+    pub(in crate::agent) fn new(limits: Option<Arc<Limits>>, pool: Pool, counter: Counter) -> Self {
         Self {
             limits: limits.filter(|limits| limits.meters_bytes()),
             pool,
+            counter,
             odd: 0,
             moved: 0,
             waited: Duration::ZERO,
@@ -105,6 +108,7 @@ impl Meter {
     /// Others wait for the memory that this request holds, and its share of
     /// the rate is below what such a request must move.
     pub(in crate::agent) async fn pass(&mut self, bytes: usize) -> Result<(), Error> {
+        self.counter.inc_by(bytes as u64);
         let Some(limits) = &self.limits else {
             return Ok(());
         };
