@@ -319,7 +319,9 @@ impl Disk {
         let mut event = Event::new(Kind::Segment);
         event.origin = Some(self.origin.clone());
         event.peaks = Some(self.tree.peaks().to_vec());
-        event.open = Some(self.open.values().copied().collect());
+        let mut open: Vec<u64> = self.open.values().copied().collect();
+        open.sort_unstable();
+        event.open = Some(open);
         let mut batch = self.batch();
         batch.push(identity, now, event)?;
         // What the old file holds is known good before anything follows it.

@@ -93,8 +93,11 @@ fn a_log_goes_on_where_it_ended() {
 fn a_full_segment_is_followed_by_another_that_knows_the_tree_and_what_is_open() {
     let dir = tempfile::tempdir().unwrap();
     let (mut disk, _) = Disk::open(dir.path(), 2000, &identity()).unwrap();
-    disk.append(&identity(), &[&event(Some(Phase::Begin), "early")])
-        .unwrap();
+    // Not in the order of their names.
+    for op in ["z", "early", "a"] {
+        disk.append(&identity(), &[&event(Some(Phase::Begin), op)])
+            .unwrap();
+    }
     for _ in 0..30 {
         disk.append(&identity(), &[&Event::new(Kind::Token)])
             .unwrap();
@@ -110,12 +113,18 @@ fn a_full_segment_is_followed_by_another_that_knows_the_tree_and_what_is_open() 
         }
     }
     assert_eq!((whole.size(), whole.root()), (head.size, head.root));
+    let report = verify(&Files::of(dir.path()).unwrap(), None, None).unwrap();
+    assert_eq!(report.fault, None);
+    assert_eq!(report.open, [1, 2, 3]);
 
     let (mut disk, opening) = Disk::open(dir.path(), 2000, &identity()).unwrap();
     assert_eq!(disk.head(), head);
-    assert_eq!(opening.open[0].event.op.as_deref(), Some("early"));
-    disk.append(&identity(), &[&event(Some(Phase::End), "early")])
-        .unwrap();
+    let ops: Vec<_> = opening.open.iter().map(|o| o.event.op.as_deref()).collect();
+    assert_eq!(ops, [Some("z"), Some("early"), Some("a")]);
+    for op in ["early", "a", "z"] {
+        disk.append(&identity(), &[&event(Some(Phase::End), op)])
+            .unwrap();
+    }
     drop(disk);
     assert!(
         Disk::open(dir.path(), 2000, &identity())
