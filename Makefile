@@ -5,6 +5,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 PREFIX ?= /usr/local
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+# The newest when this was written.
+CARGO_DEB = 3.8.0
 # Where SeaweedFS and the stock SDKs are installed for tests and demo.
 export STRONGROOM_CACHE ?= $(CURDIR)/.cache
 # STRONGROOM_VECTORS, if set, names the official test vectors of the AWS
@@ -15,7 +18,7 @@ export STRONGROOM_CACHE ?= $(CURDIR)/.cache
 WITH_TOKEN = $(shell grep -lrw Hsm tests --include='*.rs' | grep -v '^tests/support/' | sed -E 's,^tests/([^/.]+).*,--test \1,' | sort -u)
 TEST_KRYOPTIC = STRONGROOM_TEST_TOKEN=kryoptic cargo test --locked --no-fail-fast $(WITH_TOKEN)
 
-.PHONY: help build install demo setup test test-kryoptic soak lint clean
+.PHONY: help build install uninstall deb demo setup test test-kryoptic soak lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,10 +26,16 @@ help: ## show this list
 build: ## build the release binary
 	cargo build --release --locked
 
-install: build ## install the binary and its man page (PREFIX=/usr/local)
-	install -D -m 0755 "$${CARGO_TARGET_DIR:-target}/release/strongroom" "$(DESTDIR)$(PREFIX)/bin/strongroom"
-	install -d "$(DESTDIR)$(PREFIX)/share/man/man1"
-	"$${CARGO_TARGET_DIR:-target}/release/strongroom" man >"$(DESTDIR)$(PREFIX)/share/man/man1/strongroom.1"
+install: build ## install binary, manual, completions, units, user and group (PREFIX=/usr/local)
+	packaging/install "$(TARGET)/release/strongroom" "$(PREFIX)" "$(DESTDIR)"
+
+uninstall: ## remove what `install` put there; configuration, state and user stay
+	rm -f "$(DESTDIR)$(PREFIX)"/{bin/strongroom,share/man/man1/strongroom*.1,share/bash-completion/completions/strongroom,share/zsh/site-functions/_strongroom,share/fish/vendor_completions.d/strongroom.fish,lib/systemd/system/strongroom.{service,socket},lib/sysusers.d/strongroom.conf,lib/tmpfiles.d/strongroom.conf}
+
+deb: build ## build a Debian package (cargo-deb, installed into the cache if it is missing)
+	@cargo_deb=$$(command -v cargo-deb || echo "$$STRONGROOM_CACHE/cargo-deb/bin/cargo-deb"); \
+	[ -x "$$cargo_deb" ] || cargo install cargo-deb --version "$(CARGO_DEB)" --locked --root "$$STRONGROOM_CACHE/cargo-deb"; \
+	packaging/deb "$$cargo_deb" "$(abspath $(TARGET))"
 
 demo: ## see the whole of it work here: SoftHSM, SeaweedFS, agent, 256 MiB there and back
 	@tests/setup/demo

@@ -241,6 +241,23 @@ async fn read_header(
     }
 }
 
+/// How often the keys of an object are rotated.
+fn rotation(edks: &[InspectedKey], keys: &[KeyInfo]) -> String {
+    const DAY: u64 = 24 * 60 * 60;
+    let mut text = "the data key with every write".to_owned();
+    for edk in edks.iter().filter(|edk| edk.token.is_some()) {
+        let key = keys.iter().find(|key| key.name == edk.name);
+        match key.and_then(|key| key.cryptoperiod_seconds) {
+            Some(period) => {
+                let days = period / DAY;
+                text.push_str(&format!("; {}: cryptoperiod {days} days", edk.name));
+            }
+            None => text.push_str(&format!("; {}: no cryptoperiod is configured", edk.name)),
+        }
+    }
+    text
+}
+
 fn questions(
     engine: &Engine,
     header: &Header,
@@ -307,7 +324,11 @@ fn questions(
     vec![
         answer(
             "Which algorithm encrypts the data?",
-            format!("AWS Encryption SDK message version {}, suite {suite}: {}", header.version(), suite.description()),
+            format!(
+                "AWS Encryption SDK message version {}, suite {suite}: {}",
+                header.version(),
+                suite.description()
+            ),
         ),
         answer(
             "How strong are the keys?",
@@ -316,10 +337,7 @@ fn questions(
                 suite.key_bits()
             ),
         ),
-        answer(
-            "How often are keys rotated?",
-            "the data key with every write; no cryptoperiod is configured for wrapping keys in this release".to_owned(),
-        ),
+        answer("How often are keys rotated?", rotation(edks, keys)),
         answer("Where is the key kept?", held.join("; ")),
         answer("How is it kept?", kept.join("; ")),
         answer(

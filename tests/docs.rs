@@ -113,6 +113,30 @@ fn every_rule_of_this_release_names_tests_that_exist() {
 }
 
 #[test]
+fn the_threat_model_names_tests_that_exist() {
+    let mut code = String::new();
+    sources(&root().join("src"), &mut code);
+    sources(&root().join("tests"), &mut code);
+    let named: BTreeSet<String> = document("docs/threat-model.md")
+        .spans()
+        .into_iter()
+        .filter(|span| {
+            span.contains('_')
+                && span
+                    .bytes()
+                    .all(|b| b == b'_' || b.is_ascii_lowercase() || b.is_ascii_digit())
+        })
+        .collect();
+    assert!(named.len() >= 30, "{named:?}");
+    for name in named {
+        assert!(
+            code.contains(&format!("fn {name}(")),
+            "docs/threat-model.md names {name}, which is no test"
+        );
+    }
+}
+
+#[test]
 fn documents_that_the_source_refers_to_exist() {
     let mut code = String::new();
     sources(&root().join("src"), &mut code);

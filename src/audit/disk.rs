@@ -77,6 +77,8 @@ pub(super) struct Disk {
     _lock: File,
     /// Absent after an error, until it was opened and compared again.
     file: Option<File>,
+    /// The medium has failed before: the next write is read back from it.
+    doubted: bool,
     segment: Segment,
     /// Bytes of the segment that are on the disk.
     good: u64,
@@ -91,6 +93,9 @@ pub(super) struct Disk {
     open: BTreeMap<String, u64>,
     notes_good: u64,
     rotate: u64,
+    /// So many flushes fail, as of a medium with bad blocks.
+    #[cfg(test)]
+    pub(super) failing: u32,
 }
 
 impl Disk {
@@ -115,6 +120,7 @@ impl Disk {
             dir: dir.to_owned(),
             _lock: lock,
             file: None,
+            doubted: false,
             segment: Segment::in_dir(dir, 0),
             good: 0,
             day: String::new(),
@@ -125,19 +131,34 @@ impl Disk {
             open: BTreeMap::new(),
             notes_good,
             rotate,
+            #[cfg(test)]
+            failing: 0,
         };
         let mut segments = segment::list(dir).map_err(io("cannot list the log"))?;
-        let mut begun = BTreeSet::new();
+        let (mut begun, mut empty) = (BTreeSet::new(), Vec::new());
         while let Some(last) = segments.pop() {
-            if let Some(open) = disk.load(last, &mut opening)? {
-                begun = open;
-                break;
+            match disk.load(&last, &mut opening)? {
+                Some(open) => {
+                    begun = open;
+                    break;
+                }
+                None => empty.push(last),
             }
         }
         if disk.good == 0 {
             disk.origin = identity.fresh_origin();
         }
         disk.check_against(opening.last.as_ref())?;
+        // Nothing was touched so far: what is refused stays as evidence.
+        for segment in empty {
+            std::fs::remove_file(&segment.path)
+                .map_err(io(format!("cannot remove {}", segment.name())))?;
+            disk.sync_dir()?;
+        }
+        if disk.good > 0 {
+            // Makes sure, and cuts off what is torn.
+            disk.reopen()?;
+        }
         opening.open = disk.read_open(&begun)?;
         for begun in &opening.open {
             let op = begun.event.op.clone().unwrap_or_default();
@@ -159,10 +180,10 @@ impl Disk {
     }
 
     /// Takes over the last segment and returns the begins without an end;
-    /// nothing if it never got a first record, and was removed.
+    /// nothing if it never got a first record.
     fn load(
         &mut self,
-        segment: Segment,
+        segment: &Segment,
         opening: &mut Opening,
     ) -> Result<Option<BTreeSet<u64>>, DiskError> {
         let name = segment.name();
@@ -179,19 +200,15 @@ impl Disk {
         opening.cut += torn as u64;
         if good == 0 {
             // A new segment's first write never ended.
-            std::fs::remove_file(&segment.path).map_err(io(format!("cannot remove {name}")))?;
-            self.sync_dir()?;
             return Ok(None);
         }
-        self.segment = segment;
+        self.segment = segment.clone();
         self.good = good as u64;
         self.start = reading.start;
         self.tree = reading.tree;
         self.prev = reading.prev;
         self.origin = reading.origin;
         self.day = reading.day;
-        // Makes sure, and cuts off what is torn.
-        self.reopen()?;
         Ok(Some(reading.open))
     }
 
@@ -302,7 +319,9 @@ impl Disk {
         let mut event = Event::new(Kind::Segment);
         event.origin = Some(self.origin.clone());
         event.peaks = Some(self.tree.peaks().to_vec());
-        event.open = Some(self.open.values().copied().collect());
+        let mut open: Vec<u64> = self.open.values().copied().collect();
+        open.sort_unstable();
+        event.open = Some(open);
         let mut batch = self.batch();
         batch.push(identity, now, event)?;
         // What the old file holds is known good before anything follows it.
@@ -356,11 +375,40 @@ impl Disk {
         }
         file.write_all_at(bytes, self.good)
             .map_err(io(format!("cannot write {name}")))?;
-        file.sync_data()
+        self.flush(&file)
             .map_err(io(format!("cannot make {name} durable")))?;
+        if self.doubted {
+            // One that has lost data before may say that it has this, too.
+            let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+            let mut there = vec![0; bytes.len()];
+            file.read_exact_at(&mut there, self.good)
+                .map_err(io(format!("cannot read {name} back")))?;
+            if there != bytes {
+                let error = io::Error::other("it is not what was written");
+                return Err(io(format!("cannot make {name} durable"))(error));
+            }
+            self.doubted = false;
+        }
         self.good += bytes.len() as u64;
         self.file = Some(file);
         Ok(())
+    }
+
+    #[cfg(not(test))]
+    fn flush(&mut self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    #[cfg(test)]
+    fn flush(&mut self, file: &File) -> io::Result<()> {
+        file.sync_data()?;
+        match self.failing.checked_sub(1) {
+            None => Ok(()),
+            Some(left) => {
+                self.failing = left;
+                Err(rustix::io::Errno::IO.into())
+            }
+        }
     }
 
     fn reopen_unless_open(&mut self) -> Result<(), DiskError> {
@@ -406,6 +454,7 @@ impl Disk {
                 .map_err(io(format!("cannot cut {name}")))?;
         }
         self.file = Some(file);
+        self.doubted = true;
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 //! agent's.
 
 mod disk;
+mod export;
 mod lines;
 mod note;
 mod op;
@@ -23,6 +24,7 @@ mod verify;
 mod writer;
 
 pub use disk::Begun;
+pub use export::{Exported, Line, Proof, check_export, export, tail};
 pub use lines::each_line;
 pub use note::{
     Checkpoint, Note, ORIGIN_PREFIX, PublicKey, Signed, Signer, Signing, Standing, anchor_name,
@@ -30,7 +32,7 @@ pub use note::{
 };
 pub use op::Op;
 pub use record::{ABANDONED, Actor, Event, Head, Kind, OK, Phase, Record, TreeHead};
-pub use tree::{Hash, Range};
+pub use tree::{Hash, Leaves, Range, root_from_proof};
 pub use verify::{AnchorFiles, Content, Fault, Files, Report, Signatures, Tail, Verdict, verify};
 
 use std::collections::VecDeque;

@@ -98,7 +98,7 @@ impl Outline {
 }
 
 /// Whole lines, and whether something without a newline follows them.
-pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
+pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Text<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         if at == bytes.len() {
@@ -106,7 +106,7 @@ pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
         }
         let rest = &bytes[at..];
         let end = rest.iter().position(|byte| *byte == b'\n');
-        let line = Line {
+        let line = Text {
             at,
             text: &rest[..end.unwrap_or(rest.len())],
             whole: end.is_some(),
@@ -117,7 +117,7 @@ pub(super) fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
 }
 
 /// A line of a segment.
-pub(super) struct Line<'a> {
+pub(super) struct Text<'a> {
     /// Where it begins.
     pub(super) at: usize,
     /// Without its newline.

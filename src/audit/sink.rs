@@ -55,7 +55,7 @@ impl Sink {
             ),
         };
         if let Err(error) = self.socket.send_to(datagram.as_bytes(), path) {
-            if self.lost % TELL_EVERY == 0 {
+            if self.lost.is_multiple_of(TELL_EVERY) {
                 tracing::warn!(%error, lost = self.lost, "audit.also cannot take a record");
             }
             self.lost += 1;

@@ -93,8 +93,11 @@ fn a_log_goes_on_where_it_ended() {
 fn a_full_segment_is_followed_by_another_that_knows_the_tree_and_what_is_open() {
     let dir = tempfile::tempdir().unwrap();
     let (mut disk, _) = Disk::open(dir.path(), 2000, &identity()).unwrap();
-    disk.append(&identity(), &[&event(Some(Phase::Begin), "early")])
-        .unwrap();
+    // Not in the order of their names.
+    for op in ["z", "early", "a"] {
+        disk.append(&identity(), &[&event(Some(Phase::Begin), op)])
+            .unwrap();
+    }
     for _ in 0..30 {
         disk.append(&identity(), &[&Event::new(Kind::Token)])
             .unwrap();
@@ -110,12 +113,18 @@ fn a_full_segment_is_followed_by_another_that_knows_the_tree_and_what_is_open() 
         }
     }
     assert_eq!((whole.size(), whole.root()), (head.size, head.root));
+    let report = verify(&Files::of(dir.path()).unwrap(), None, None).unwrap();
+    assert_eq!(report.fault, None);
+    assert_eq!(report.open, [1, 2, 3]);
 
     let (mut disk, opening) = Disk::open(dir.path(), 2000, &identity()).unwrap();
     assert_eq!(disk.head(), head);
-    assert_eq!(opening.open[0].event.op.as_deref(), Some("early"));
-    disk.append(&identity(), &[&event(Some(Phase::End), "early")])
-        .unwrap();
+    let ops: Vec<_> = opening.open.iter().map(|o| o.event.op.as_deref()).collect();
+    assert_eq!(ops, [Some("z"), Some("early"), Some("a")]);
+    for op in ["early", "a", "z"] {
+        disk.append(&identity(), &[&event(Some(Phase::End), op)])
+            .unwrap();
+    }
     drop(disk);
     assert!(
         Disk::open(dir.path(), 2000, &identity())
@@ -212,6 +221,46 @@ fn a_log_that_is_not_what_was_written_is_not_continued() {
     assert!(refusal(dir.path()).contains("line 1"));
     fs::write(&path, &text).unwrap();
     open(dir.path());
+}
+
+#[test]
+fn a_flush_that_fails_leaves_nothing_behind_and_the_next_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut disk, _) = open(dir.path());
+    disk.append(&identity(), &[&Event::new(Kind::Start)])
+        .unwrap();
+    let head = disk.head();
+    let path = only_segment(dir.path());
+    let acknowledged = fs::read(&path).unwrap();
+    disk.failing = 84;
+    for n in 0..84 {
+        let long = Event::new(Kind::Token).detail("x".repeat(100 - n));
+        let error = disk.append(&identity(), &[&long, &long]).unwrap_err();
+        assert!(matches!(error, DiskError::Io { .. }), "{error}");
+        assert_eq!(disk.head(), head);
+    }
+    // The page cache holds what was never acknowledged.
+    assert!(fs::read(&path).unwrap().len() > acknowledged.len());
+    disk.append(&identity(), &[&Event::new(Kind::Key)]).unwrap();
+    let text = fs::read(&path).unwrap();
+    assert!(text.starts_with(&acknowledged));
+    assert_eq!(records(dir.path()).len(), 3);
+
+    // What was acknowledged and is gone is not glossed over.
+    disk.failing = 1;
+    disk.append(&identity(), &[&Event::new(Kind::Key)])
+        .unwrap_err();
+    let mut lost = text.clone();
+    lost[20] ^= 1;
+    fs::write(&path, &lost).unwrap();
+    let error = disk
+        .append(&identity(), &[&Event::new(Kind::Key)])
+        .unwrap_err();
+    assert!(matches!(error, DiskError::Damaged(_)), "{error}");
+    fs::write(&path, &text).unwrap();
+    disk.append(&identity(), &[&Event::new(Kind::Key)]).unwrap();
+    drop(disk);
+    assert_eq!(open(dir.path()).0.head().size, 4);
 }
 
 #[test]

@@ -141,39 +141,87 @@ impl Range {
     }
 }
 
-/// The proof that leaf `index` is in the tree of `leaves` (RFC 6962, section
-/// 2.1.1), from the leaf's sibling upward. `None` where there is no such leaf.
-#[must_use]
-pub fn inclusion_proof(leaves: &[Hash], index: usize) -> Option<Vec<Hash>> {
-    if index >= leaves.len() {
-        return None;
-    }
-    let mut proof = Vec::new();
-    let (mut leaves, mut index) = (leaves, index);
-    while leaves.len() > 1 {
-        let (left, right) = leaves.split_at(split(leaves.len()));
-        if index < left.len() {
-            proof.push(root_of(right));
-            leaves = left;
-        } else {
-            proof.push(root_of(left));
-            index -= left.len();
-            leaves = right;
+/// All leaves of a tree, for proofs: two hashes for each.
+#[derive(Clone, Debug, Default)]
+pub struct Leaves {
+    /// Roots of the perfect subtrees of 1, 2, 4, … leaves.
+    levels: Vec<Vec<Hash>>,
+}
+
+impl Leaves {
+    /// Takes another leaf.
+    pub fn push(&mut self, leaf: Hash) {
+        let mut hash = leaf;
+        for level in 0.. {
+            if self.levels.len() == level {
+                self.levels.push(Vec::new());
+            }
+            let nodes = &mut self.levels[level];
+            nodes.push(hash);
+            // The second of a pair completes the subtree above it.
+            match nodes.as_slice() {
+                [.., left, right] if nodes.len().is_multiple_of(2) => {
+                    hash = Hash::node(left, right)
+                }
+                _ => break,
+            }
         }
     }
-    proof.reverse();
-    Some(proof)
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.levels.first().map_or(0, Vec::len)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The proof that leaf `index` is in the tree of the first `size` leaves
+    /// (RFC 6962, section 2.1.1), from the leaf's sibling upward. `None` where
+    /// there is no such leaf.
+    #[must_use]
+    pub fn proof(&self, index: usize, size: usize) -> Option<Vec<Hash>> {
+        if index >= size || size > self.len() {
+            return None;
+        }
+        let mut proof = Vec::new();
+        let (mut start, mut len) = (0, size);
+        while len > 1 {
+            let left = split(len);
+            if index < start + left {
+                proof.push(self.root(start + left, len - left));
+                len = left;
+            } else {
+                proof.push(self.root(start, left));
+                (start, len) = (start + left, len - left);
+            }
+        }
+        proof.reverse();
+        Some(proof)
+    }
+
+    /// The root over `len` leaves from `start`, which is where a subtree of
+    /// that many may begin.
+    fn root(&self, start: usize, len: usize) -> Hash {
+        if len.is_power_of_two() {
+            let level = len.trailing_zeros() as usize;
+            return self.levels[level][start >> level];
+        }
+        let left = split(len);
+        Hash::node(
+            &self.root(start, left),
+            &self.root(start + left, len - left),
+        )
+    }
 }
 
 /// The largest power of two below `n`, which is at least 2.
 fn split(n: usize) -> usize {
-    (n.div_ceil(2)).next_power_of_two()
-}
-
-fn root_of(leaves: &[Hash]) -> Hash {
-    let mut range = Range::default();
-    leaves.iter().for_each(|leaf| range.push(*leaf));
-    range.root()
+    n.div_ceil(2).next_power_of_two()
 }
 
 /// The root of the tree of `size` leaves in which `leaf` is number `index`,
@@ -265,9 +313,10 @@ mod tests {
     #[test]
     fn the_reference_implementations_proof() {
         let (leaves, roots) = reference();
-        let leaves: Vec<Hash> = leaves.iter().map(|l| Hash::leaf(l)).collect();
+        let mut tree = Leaves::default();
+        leaves.iter().for_each(|leaf| tree.push(Hash::leaf(leaf)));
         // Leaf 6 (counted from 1) of 8.
-        let proof = inclusion_proof(&leaves, 5).unwrap();
+        let proof = tree.proof(5, 8).unwrap();
         assert_eq!(
             proof,
             [
@@ -276,16 +325,20 @@ mod tests {
                 hex("d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7"),
             ]
         );
-        assert_eq!(root_from_proof(leaves[5], 5, 8, &proof), Some(roots[7]));
+        let leaf = Hash::leaf(&leaves[5]);
+        assert_eq!(root_from_proof(leaf, 5, 8, &proof), Some(roots[7]));
     }
 
     #[test]
     fn each_proof_proves_its_own_leaf_alone() {
         let leaves: Vec<Hash> = (0_u8..20).map(|i| Hash::leaf(&[i])).collect();
+        let (mut tree, mut range) = (Leaves::default(), Range::default());
+        leaves.iter().for_each(|leaf| tree.push(*leaf));
         for size in 1..=leaves.len() {
-            let root = root_of(&leaves[..size]);
+            range.push(leaves[size - 1]);
+            let root = range.root();
             for index in 0..size {
-                let proof = inclusion_proof(&leaves[..size], index).unwrap();
+                let proof = tree.proof(index, size).unwrap();
                 let proves = |leaf: usize, index: usize| {
                     root_from_proof(leaves[leaf], index as u64, size as u64, &proof) == Some(root)
                 };
@@ -295,6 +348,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(inclusion_proof(&leaves, 20), None);
+        assert!(tree.proof(20, 20).is_none() && tree.proof(0, 21).is_none());
     }
 }

@@ -108,7 +108,12 @@ pub fn verify(
     };
     let local = local_notes(files, &mut report);
     let trusted = check_signatures(&local, key, &mut report);
-    report.origin = origin_of(files)?;
+    // The pinned key's word on which log this is counts more than the log's.
+    let named = trusted.first().filter(|_| key.is_some());
+    report.origin = match named {
+        Some(note) => note.checkpoint.origin.clone(),
+        None => origin_of(files)?,
+    };
     check_local_origin(&local, &mut report);
     let anchored = match anchor {
         Some(anchor) => anchored_notes(anchor, key, &mut report),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
-    completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, rm, token,
+    audit, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, rm, token,
 };
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
@@ -81,6 +81,8 @@ pub(super) enum Command {
     Grants(grants::GrantsArgs),
     /// PKCS#11 tokens: set one up, list what a module offers
     Token(token::TokenArgs),
+    /// The audit log: verify, show its end, export
+    Audit(audit::AuditArgs),
     /// The agent's health
     Status(NoArgs),
     /// Make, or check, the auditor's report: who held which key, who did what
@@ -125,14 +127,7 @@ mod tests {
 
     #[test]
     fn commands_of_later_releases_are_unknown() {
-        for command in [
-            "archive",
-            "rewrap",
-            "recover",
-            "audit",
-            "server",
-            "token-worker",
-        ] {
+        for command in ["archive", "rewrap", "recover", "server", "token-worker"] {
             let error = Cli::try_parse_from(["strongroom", command]).err().unwrap();
             assert_eq!(error.kind(), clap::error::ErrorKind::InvalidSubcommand);
         }

@@ -78,7 +78,7 @@ fn write(ui: &Ui, path: &Path, text: &str) -> Result<(), Failure> {
         return ui.line(text.trim_end());
     }
     let failed =
-        |error: &std::io::Error| Failure::io(&format!("cannot write {}", path.display()), error);
+        |error: &std::io::Error| Failure::io(format!("cannot write {}", path.display()), error);
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),

@@ -13,6 +13,7 @@
 
 mod agent;
 mod args;
+mod audit;
 mod completions;
 mod cp;
 mod doctor;
@@ -95,6 +96,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
+        Command::Audit(args) => block_on(audit::run(&ui, args)),
         Command::Evidence(args) => block_on(evidence::run(&ui, args)),
         Command::Grants(args) => block_on(grants::run(&ui, args)),
         Command::Status(_) => block_on(status::run(&ui)),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::failure::{Failure, TEMPORARY};
 use super::ui::{Ui, shown, size};
-use crate::api::{KeyInfo, Status, TokenStatus};
+use crate::api::{AuditStatus, KeyInfo, Status, TokenStatus};
 
 /// What an agent in order calls itself.
 const READY: &str = "ready";
@@ -49,6 +49,7 @@ fn text(status: &Status) -> String {
             count => format!("grants    {count} in force; `strongroom grants list` shows them"),
         },
     ];
+    audit_lines(&status.audit, &mut lines);
     for token in &status.tokens {
         token_lines(token, &mut lines);
     }
@@ -56,6 +57,31 @@ fn text(status: &Status) -> String {
         lines.push(format!("key       {}", key_line(key)));
     }
     lines.join("\n")
+}
+
+fn audit_lines(audit: &AuditStatus, lines: &mut Vec<String>) {
+    let made = &audit.checkpoints;
+    let mut line = format!("audit     {}, {} records", audit.state, audit.records);
+    line.push_str(&format!(", checkpoint over {}", made.size));
+    line.push_str(match (made.signed, made.anchor) {
+        (false, _) => ", unsigned: a self-check only",
+        (true, false) => ", signed; no anchor: not proven against the operator",
+        (true, true) => ", signed",
+    });
+    if let Some(size) = made.anchored {
+        line.push_str(&format!(", anchored over {size}"));
+    }
+    lines.push(line);
+    for (what, text) in [
+        ("", &made.alarm),
+        ("nothing is stored or read: ", &audit.detail),
+        ("a checkpoint is due: ", &made.problem),
+        ("it cannot be anchored: ", &made.anchor_problem),
+    ] {
+        if let Some(text) = text {
+            lines.push(format!("          {what}{}", shown(text)));
+        }
+    }
 }
 
 fn token_lines(token: &TokenStatus, lines: &mut Vec<String>) {

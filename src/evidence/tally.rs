@@ -60,10 +60,11 @@ impl Tally {
             return;
         }
         self.follow(record);
-        if record.event.event == Kind::Key && record.event.state.as_deref() == Some("generated") {
-            if let Some(key) = &record.event.wrapping_key {
-                self.made.insert(key.clone(), time.to_owned());
-            }
+        if record.event.event == Kind::Key
+            && record.event.state.as_deref() == Some("generated")
+            && let Some(key) = &record.event.wrapping_key
+        {
+            self.made.insert(key.clone(), time.to_owned());
         }
         if let Some(hash) = &record.event.config_sha256 {
             self.config_sha256 = Some(hash.clone());
@@ -109,7 +110,8 @@ impl Tally {
                 let name = event.token.as_deref().unwrap_or_default();
                 let what = format!("token {name}");
                 let state = event.state.as_deref().unwrap_or_default();
-                if matches!(state, "ready" | "degraded") {
+                // A token that starts is away only if it does not get there.
+                if matches!(state, "ready" | "degraded" | "starting") {
                     if let Some((since, why)) = self.away.remove(&what) {
                         self.over(what, since, time.clone(), why);
                     }
@@ -129,7 +131,11 @@ impl Tally {
             }
             _ => {}
         }
-        self.last = Some((time.clone(), event.event == Kind::Stop));
+        // The log's own records come before the first start, and after a stop.
+        match event.event {
+            Kind::Segment | Kind::Checkpoint => {}
+            kind => self.last = Some((time.clone(), kind == Kind::Stop)),
+        }
     }
 
     fn over(&mut self, what: String, from: String, to: String, why: String) {

@@ -131,12 +131,15 @@ fn outages_are_told_with_their_ends() {
         event
     };
     let found = tally(&[
+        record(0, "01T09:00", Event::new(Kind::Segment)),
         record(0, "01T10:00", Event::new(Kind::Start)),
         record(1, "01T10:01", token("down")),
         record(2, "02T10:00", token("recovering")),
         record(3, "02T11:00", token("ready")),
         record(4, "02T12:00", Event::new(Kind::Stop)),
+        record(5, "02T12:01", Event::new(Kind::Checkpoint)),
         record(5, "02T13:00", Event::new(Kind::Start)),
+        record(5, "02T13:00", token("starting")),
         record(6, "02T13:01", token("ready")),
         // Killed.
         record(7, "03T13:00", Event::new(Kind::Start)),

@@ -251,3 +251,21 @@ impl Server {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_not_heard_of_is_not_well_however_often_it_is_replaced() {
+        let mut server = Server::new("/nonexistent".into(), Vec::new());
+        let begun = server.last_sign;
+        assert!(server.is_well(begun + MUTE));
+        // A replacement that says nothing is no sign of life.
+        server.since = begun + LOST;
+        server.heard = Some(begun + LOST);
+        assert!(!server.is_well(begun + LOST));
+        server.last_sign = begun + LOST;
+        assert!(server.is_well(begun + LOST));
+    }
+}

@@ -132,7 +132,7 @@ impl Needles {
                         eprintln!("{} {range} {rest} at {at:x}: {found:?}", process.pid);
                     }
                 }
-                at += u64::try_from(read.min(WINDOW).max(1)).unwrap();
+                at += u64::try_from(read.clamp(1, WINDOW)).unwrap();
                 if read == 0 {
                     break;
                 }

@@ -128,6 +128,7 @@ impl Checkpoints {
         if let Some(note) = self.app.audit.standing().last {
             self.status.size = note.checkpoint.tree.size;
         }
+        self.publish();
         let mut looked = self.anchorage.is_none();
         loop {
             tokio::select! {

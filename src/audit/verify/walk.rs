@@ -53,6 +53,9 @@ pub(super) struct Walk<'a> {
     /// the wrong one, and the next tells which.
     doubt: Option<[Place; 2]>,
     blamed: bool,
+    /// A checkpoint does not agree; whether one record can be blamed for it
+    /// is seen from the next.
+    disagrees: Option<(Place, u64, String)>,
     /// Where the last record is.
     before: Place,
     time: Option<[String; 2]>,
@@ -74,6 +77,7 @@ impl<'a> Walk<'a> {
             agreed: Place::default(),
             doubt: None,
             blamed: false,
+            disagrees: None,
             before: Place::default(),
             time: None,
         }
@@ -97,6 +101,9 @@ impl<'a> Walk<'a> {
                 Some(second.seq),
                 "it is not the record that the next one follows",
             );
+        }
+        if let Some((first, last, what)) = self.disagrees.take() {
+            self.blame(&first, Some(last), &what);
         }
         self.report.time.clone_from(&self.time);
         Ok(())
@@ -174,6 +181,19 @@ impl<'a> Walk<'a> {
                 false => format!("record {} stands where {seq} must", outline.seq),
             });
         }
+        if let Some((first, last, what)) = self.disagrees.take() {
+            let before = self.before.clone();
+            match outline.prev == self.last {
+                true => self.blame(&first, Some(last), &what),
+                false => self.blame(
+                    &before,
+                    None,
+                    "it is not the record that the next one follows",
+                ),
+            }
+            return Ok(());
+        }
+        self.belongs(&outline)?;
         let leaf = Hash::leaf(line);
         if let Some([first, second]) = self.doubt.take() {
             match outline.prev == self.last {
@@ -209,16 +229,35 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Whose record it is; the first of all tells whose the log is.
+    fn belongs(&mut self, outline: &Outline) -> Result<(), String> {
+        let origin = outline.origin.as_deref();
+        if self.origin.is_empty() {
+            let log = origin.and_then(|origin| origin.strip_prefix(ORIGIN_PREFIX));
+            let log = log.ok_or("the file does not begin as a file of a log does")?;
+            if origin != Some(&self.report.origin) {
+                let own = &self.report.origin;
+                return Err(format!(
+                    "it is of another log than the checkpoints, {own:?}"
+                ));
+            }
+            let host = log.rsplit_once('/').map_or(log, |(host, _)| host);
+            self.host = host.to_owned();
+            self.origin = format!("{ORIGIN_PREFIX}{log}");
+        }
+        if outline.host != self.host || origin.is_some_and(|origin| origin != self.origin) {
+            return Err(format!(
+                "it is of host {:?}, or of another log than {:?}",
+                outline.host, self.origin
+            ));
+        }
+        Ok(())
+    }
+
     /// What a record says must fit what came before it.
     fn content(&mut self, outline: &Outline, seq: u64) -> Result<(), String> {
         if self.place.line == 1 {
             self.opening(outline)?;
-        }
-        if outline.host != self.host {
-            return Err(format!(
-                "it is of host {:?}, the log of {:?}",
-                outline.host, self.host
-            ));
         }
         if outline.boot_id == self.boot.0 && outline.monotonic_ns < self.boot.1 {
             return Err("it is older than the record before it".to_owned());
@@ -247,20 +286,9 @@ impl<'a> Walk<'a> {
 
     /// The first record of a file.
     fn opening(&mut self, outline: &Outline) -> Result<(), String> {
-        let origin = outline.origin.as_deref().unwrap_or_default();
-        if outline.event != Kind::Segment || !origin.starts_with(ORIGIN_PREFIX) {
-            return Err("the file does not begin as a file of a log does".to_owned());
-        }
-        if self.origin.is_empty() {
-            self.origin = origin.to_owned();
-            let log = &origin[ORIGIN_PREFIX.len()..];
-            self.host = log
-                .rsplit_once('/')
-                .map_or(log, |(host, _)| host)
-                .to_owned();
-        }
         let open: Vec<u64> = self.open.keys().copied().collect();
-        let same = origin == self.origin
+        let same = outline.event == Kind::Segment
+            && outline.origin.is_some()
             && outline.peaks.as_deref() == Some(self.tree.peaks())
             && outline.open.as_deref() == Some(&open[..]);
         match same {
@@ -289,7 +317,7 @@ impl<'a> Walk<'a> {
                     seq: 0,
                 };
             }
-            self.blame(&first, Some(self.tree.size() - 1), &what);
+            self.disagrees = Some((first, self.tree.size() - 1, what));
             return;
         }
         self.agreed = Place {
@@ -306,6 +334,10 @@ impl<'a> Walk<'a> {
             ..place
         };
         self.doubt = None;
+        if let Some((first, last, what)) = self.disagrees.take() {
+            self.blame(&first, Some(last), &what);
+            return;
+        }
         self.blame(&place, None, what);
     }
 

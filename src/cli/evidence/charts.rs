@@ -10,9 +10,11 @@ const WIDTH: u64 = 640;
 /// Height of the bars.
 const HEIGHT: u64 = 120;
 /// Below them, for dates.
-const FOOT: u64 = 18;
+const FOOT: u64 = 26;
 /// Above them, for the scale.
-const TOP: u64 = 14;
+const TOP: u64 = 22;
+/// Width of a date at the largest size, that of a phone.
+const LABEL: u64 = 60;
 /// Most bars that can be told apart; longer periods are drawn by groups.
 const BARS: usize = 92;
 
@@ -50,15 +52,15 @@ pub(super) fn days(days: &[Day]) -> Markup {
     html! {
         figure {
             svg viewBox=(format!("0 0 {WIDTH} {}", TOP + HEIGHT + FOOT)) role="img" aria-label=(format!("Operations {by}, at most {most}")) {
-                text x="0" y="10" { (grouped(most)) }
+                text x="0" y="16" { (grouped(most)) }
                 line.axis x1="0" y1=(TOP) x2=(WIDTH) y2=(TOP) {}
                 line.axis x1="0" y1=(TOP + HEIGHT) x2=(WIDTH) y2=(TOP + HEIGHT) {}
                 @for (i, (date, parts)) in (0_u64..).zip(&bars) {
                     @for (class, y, height) in stack(parts, most) {
                         rect class=(class) x=(i * step) y=(y) width=(width) height=(height) {}
                     }
-                    @if i % label_every == 0 {
-                        text x=(i * step) y=(TOP + HEIGHT + 14) { (date.get(5..).unwrap_or(date)) }
+                    @if i % label_every == 0 && i * step + LABEL <= WIDTH {
+                        text x=(i * step) y=(TOP + HEIGHT + 20) { (date.get(5..).unwrap_or(date)) }
                     }
                 }
             }
@@ -87,7 +89,7 @@ fn stack(parts: &[u64; 4], most: u64) -> Vec<(&'static str, u64, u64)> {
 
 /// How much of its limit each key has used.
 pub(super) fn keys(keys: &[EvidenceKey]) -> Markup {
-    const ROW: u64 = 24;
+    const ROW: u64 = 28;
     const NAME: u64 = 180;
     let count = keys.len() as u64;
     if keys.is_empty() {
@@ -103,10 +105,10 @@ pub(super) fn keys(keys: &[EvidenceKey]) -> Markup {
         figure {
             svg viewBox=(format!("0 0 {WIDTH} {}", count * ROW)) role="img" aria-label="Wraps used of each key's limit" {
                 @for (i, key) in (0_u64..).zip(keys) {
-                    text x="0" y=(i * ROW + 15) { (short(&key.name)) }
-                    rect.free x=(NAME) y=(i * ROW + 5) width=(WIDTH - NAME) height="12" {}
+                    text x="0" y=(i * ROW + 19) { (short(&key.name)) }
+                    rect.free x=(NAME) y=(i * ROW + 8) width=(WIDTH - NAME) height="12" {}
                     rect class=(if used(key) * 10 > (WIDTH - NAME) * 9 { "bad" } else { "put" })
-                        x=(NAME) y=(i * ROW + 5) width=(used(key).max(1)) height="12" {}
+                        x=(NAME) y=(i * ROW + 8) width=(used(key).max(1)) height="12" {}
                 }
             }
             figcaption { "Wraps used of each key's limit on this host" }
@@ -115,7 +117,7 @@ pub(super) fn keys(keys: &[EvidenceKey]) -> Markup {
 }
 
 fn short(name: &str) -> String {
-    const MOST: usize = 28;
+    const MOST: usize = 16;
     match name.char_indices().nth(MOST) {
         Some((at, _)) => format!("{}…", &name[..at]),
         None => name.to_owned(),
