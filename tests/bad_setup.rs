@@ -123,11 +123,11 @@ fn a_configuration_that_makes_no_sense_is_refused() {
         &hsm,
         78,
         &[
-            "`[metrics]` is not implemented in this release",
-            "remove `[metrics]`",
+            "`[recipients]` is not implemented in this release",
+            "remove `[recipients]`",
         ],
         |c| {
-            c["metrics"]["listen"] = value("127.0.0.1:1");
+            c["recipients"]["min"] = value(2);
         },
     );
     refused(

@@ -97,6 +97,7 @@ fn a_good_set_up_has_no_fault() {
         areas,
         [
             "configuration",
+            "grants",
             "token primary",
             "key archive",
             &place,

@@ -35,8 +35,8 @@ fn with_audit_key(hsm: &Hsm) -> std::path::PathBuf {
 }
 
 /// What happens on a day: objects come, change and go; somebody is refused;
-/// an object is altered; a worker dies.
-fn a_day(agent: &Agent, bucket: &str) {
+/// an object is altered; the token is locked.
+fn a_day(agent: &Agent, hsm: &Hsm, bucket: &str) {
     let place = |key: &str| format!("/v1/objects/{bucket}/{key}");
     for (key, body) in [("a", "one"), ("b", "two"), ("a", "three"), ("c", "<b>&")] {
         let stored = agent.http("PUT", &place(key), &[], body.as_bytes());
@@ -58,14 +58,39 @@ fn a_day(agent: &Agent, bucket: &str) {
     weed.raw_put(bucket, "c", &raw);
     assert_eq!(agent.http("GET", &place("c"), &[], b"").status, 422);
 
-    let worker = agent.workers()[0].pid;
-    signal(worker, Signal::KILL);
-    let replaced = eventually(NOTICED, || {
+    // The token is locked for a while.
+    let right = hsm.pin();
+    hsm.write_pin(&hsm.pin_file(), "not the PIN");
+    signal(agent.workers()[0].pid, Signal::KILL);
+    await_health(agent, "locked");
+    hsm.write_pin(&hsm.pin_file(), &right);
+    agent.signal(Signal::HUP);
+    await_health(agent, "ready");
+}
+
+#[track_caller]
+fn await_health(agent: &Agent, wanted: &str) {
+    let reached = eventually(NOTICED, || {
         let status = agent.try_status()?;
-        let pid = status.tokens[0].worker_pid?;
-        (pid != worker && status.health == "ready").then_some(())
+        (status.tokens[0].health == wanted).then_some(())
     });
-    assert!(replaced.is_some());
+    assert!(reached.is_some(), "not {wanted}: {:#?}", agent.try_status());
+    // The log looks at it now and then.
+    let log = agent.state_dir().join("audit");
+    let told = eventually(NOTICED, || {
+        let files = fs::read_dir(&log)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let text: String = files
+            .map(|path| fs::read_to_string(path).unwrap())
+            .collect();
+        let state = format!("\"state\":{wanted:?}");
+        let last = text
+            .lines()
+            .rfind(|line| line.contains("\"event\":\"token\""))?;
+        last.contains(&state).then_some(())
+    });
+    assert!(told.is_some(), "{wanted} is not on record");
 }
 
 fn now() -> String {
@@ -105,7 +130,7 @@ fn rule_29_a_days_report_is_what_the_log_says_and_reads_well() {
         let grant: toml_edit::DocumentMut = grant.parse().unwrap();
         config["grant"] = grant["grant"].clone();
     });
-    a_day(&agent, &bucket);
+    a_day(&agent, &hsm, &bucket);
     // A stop ends in a signed checkpoint, so that all of the day is under one.
     agent.restart();
     let to = now();

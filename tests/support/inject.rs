@@ -84,6 +84,21 @@ impl Held {
         outcome(result)
     }
 
+    /// Opens a file in place of a descriptor that is open.
+    #[track_caller]
+    pub fn replace(&self, fd: u32, path: &Path, flags: libc::c_int) -> Result<(), i32> {
+        let path = self.lend(path);
+        let cwd = i64::from(libc::AT_FDCWD).cast_unsigned();
+        let flags = u64::from(flags.cast_unsigned());
+        let opened = self.call(libc::SYS_openat, [cwd, path, flags, 0, 0, 0]);
+        outcome(opened)?;
+        let new = opened.cast_unsigned();
+        let cloexec = u64::from(libc::O_CLOEXEC.cast_unsigned());
+        let done = self.call(libc::SYS_dup3, [new, fd.into(), cloexec, 0, 0, 0]);
+        self.call(libc::SYS_close, [new, 0, 0, 0, 0, 0]);
+        outcome(done)
+    }
+
     /// `execve` without arguments. If it succeeds, the process is lost.
     #[track_caller]
     pub fn exec(&self, program: &Path) -> Result<(), i32> {
