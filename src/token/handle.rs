@@ -363,7 +363,7 @@ impl Token {
                 .as_ref()
                 .map(|info| format!("{} {}", info.manufacturer, info.model)),
             firmware: info.as_ref().map(|info| info.firmware.clone()),
-            library: info.as_ref().and_then(|info| info.library.clone()),
+            library: info.as_ref().map(|info| info.library.clone()),
             gcm_iv: info.as_ref().map(|info| info.gcm_iv.clone()),
             soft: info.is_some_and(|info| info.soft),
         }

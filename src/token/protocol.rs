@@ -329,8 +329,8 @@ pub struct TokenInfo {
     pub model: String,
     /// Versions of its hardware and firmware.
     pub firmware: String,
-    /// The PKCS#11 library and its version, if it tells.
-    pub library: Option<String>,
+    /// The PKCS#11 library and its version.
+    pub library: String,
     /// Whether it is a software token, which protects no key from root.
     pub soft: bool,
     /// The mechanisms we know by name that it offers.

@@ -27,8 +27,9 @@ use cell::{Rig, Stage};
 use faults::{Fault, faults};
 
 /// Functions of a worker's start, each broken while one starts.
-const AT_START: [Function; 18] = [
+const AT_START: [Function; 19] = [
     C_Initialize,
+    C_GetInfo,
     C_GetSlotList,
     C_GetTokenInfo,
     C_GetMechanismInfo,

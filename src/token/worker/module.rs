@@ -172,13 +172,15 @@ pub(super) fn describe(pkcs11: &Pkcs11, slot: Slot, info: &Raw) -> Result<TokenI
             Err(fault) => return Err(fault.failed("cannot list the token's mechanisms")),
         }
     }
-    // Only told, so that a module which cannot say serves all the same.
-    let library = pkcs11.get_library_info().ok().map(|library| {
-        let description = library.library_description();
-        format!("{description} {}", library.library_version())
-    });
+    let library = pkcs11
+        .get_library_info()
+        .map_err(|error| Fault::from(error).failed("the module does not tell its version"))?;
     Ok(TokenInfo {
-        library,
+        library: format!(
+            "{} {}",
+            library.library_description(),
+            library.library_version()
+        ),
         firmware: format!(
             "hardware {}, firmware {}",
             info.hardware_version(),
