@@ -81,7 +81,7 @@ pub(super) fn take() -> Vec<Entry> {
         .collect()
 }
 
-/// One line of [`Tally::calls`].
+/// How often a function was answered so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Calls {
     /// Such as `C_Encrypt`.
