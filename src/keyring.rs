@@ -3,11 +3,17 @@
 //! The one place where a [`Draft`] gets its encrypted data keys and a
 //! [`Header`] gets its data key back. Canaries, which fix a key's identity
 //! (SECURITY rule 18), and the counts of wraps (rule 19) are kept in the
-//! catalogue (`records`); `rings` chooses who wraps, `report` tells of it.
+//! catalogue (`records`); `rings` chooses who wraps, `recipients` who else
+//! does, `report` tells of it.
 
+mod period;
+mod recipients;
 mod records;
 mod report;
 mod rings;
+
+pub use period::Period;
+pub use recipients::{Held, Opens};
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, RwLock};
@@ -16,12 +22,16 @@ use tokio::sync::mpsc;
 
 use crate::api::{Error, ErrorKind};
 use crate::catalog::Catalog;
-use crate::config::{Config, Key};
+use crate::config::{Config, Key, Recipients};
 use crate::fault::message_error;
-use crate::message::{self, Context, DataKey, Draft, Edk, FreshKey, Header, Opener};
+use crate::message::{self, Context, DataKey, FreshKey, Header, Opener};
+use crate::recipient::PublicKey;
+use crate::secret::Secret32;
 use crate::token::{CanaryStore, Holders, KeySpec, Stuck, Token, TokenError, WrapCounts};
 
+use period::Births;
 use records::Records;
+use rings::Former;
 
 /// Unwrap attempts per open, SECURITY rule 4: a header may carry 16 EDKs that
 /// all claim to be ours, and each costs a token call.
@@ -33,13 +43,20 @@ pub struct Keyring {
     canaries: Arc<dyn CanaryStore>,
     counts: Arc<WrapCounts>,
     stuck: mpsc::Sender<Stuck>,
+    births: Births,
     /// Keys whose hand-over the log has told.
     announced: Mutex<BTreeSet<String>>,
 }
 
+#[derive(Default)]
 struct Live {
     keys: Vec<Key>,
     tokens: HashMap<String, Token>,
+    recipients: Recipients,
+    /// Of the RSA recipients, in their order.
+    public_keys: Vec<PublicKey>,
+    /// Who wrapped for a ring before its present key.
+    former: HashMap<String, Former>,
 }
 
 impl Live {
@@ -57,28 +74,34 @@ impl Live {
 impl Keyring {
     /// Handles for every configured token, waiting for their workers.
     #[must_use]
-    pub fn new(config: &Config, catalog: Catalog, stuck: mpsc::Sender<Stuck>) -> Self {
+    pub fn new(
+        config: &Config,
+        public_keys: Vec<PublicKey>,
+        catalog: Catalog,
+        stuck: mpsc::Sender<Stuck>,
+    ) -> Self {
+        let births = Births::new(catalog.clone());
         let records = Arc::new(Records(catalog));
         let ring = Self {
-            live: RwLock::new(Live {
-                keys: Vec::new(),
-                tokens: HashMap::new(),
-            }),
+            live: RwLock::default(),
             canaries: records.clone(),
             counts: Arc::new(WrapCounts::new(records)),
             stuck,
+            births,
             announced: Mutex::default(),
         };
-        ring.update(config);
+        ring.update(config, public_keys);
         ring
     }
 
-    /// Takes over the keys and tokens of a new configuration. Blocks while
-    /// the counts of new keys are read.
-    pub fn update(&self, config: &Config) {
+    /// Takes over the keys, tokens and recipients of a new configuration,
+    /// with the public keys of the RSA recipients in their order. Blocks
+    /// while the counts of new keys are read.
+    pub fn update(&self, config: &Config, public_keys: Vec<PublicKey>) {
         for key in &config.keys {
             self.counts.configure(&key.name, key.wrap_limit.wraps());
         }
+        let replaced = self.replaced(&config.keys);
         let mut live = self.live.write().unwrap_or_else(|e| e.into_inner());
         let mut former = std::mem::take(&mut live.tokens);
         for token in &config.tokens {
@@ -96,6 +119,9 @@ impl Keyring {
             live.tokens.insert(token.name.clone(), handle);
         }
         live.keys.clone_from(&config.keys);
+        live.recipients = config.recipients.clone();
+        live.public_keys = public_keys;
+        live.former.extend(replaced);
     }
 
     /// The handle of a configured token.
@@ -104,28 +130,19 @@ impl Keyring {
         self.read().tokens.get(name).cloned()
     }
 
-    /// A fresh data key: the token's random bytes mixed with the system's.
+    /// A fresh data key: the token's random bytes mixed with the system's. A
+    /// write-only host may have no key, and then uses the system's alone.
     ///
     /// # Errors
     /// The key's token is away.
-    pub async fn fresh_data_key(&self, key: &Key) -> Result<FreshKey, Error> {
-        let random = self.holders(key)?.random().await.map_err(Error::from)?;
+    pub async fn fresh_data_key(&self, key: Option<&Key>) -> Result<FreshKey, Error> {
+        let random = match key {
+            Some(key) => self.holders(key)?.random().await.map_err(Error::from)?,
+            None => Secret32::random().map_err(|error| {
+                Error::new(ErrorKind::Internal, "no random bytes").log(error)
+            })?,
+        };
         DataKey::fresh(&random).map_err(|e| message_error(&e))
-    }
-
-    /// Wraps the draft's data key under `key` and adds it as an EDK.
-    ///
-    /// # Errors
-    /// The key's token is away or refuses.
-    pub async fn wrap(&self, key: &Key, draft: &mut Draft) -> Result<(), Error> {
-        let holders = self.holders(key)?;
-        let wrapped = holders
-            .wrap(draft.data_key(), &draft.aad())
-            .await
-            .map_err(Error::from)?;
-        let edk = Edk::raw_aes(&key.name, &wrapped.iv, &wrapped.ciphertext)
-            .map_err(|e| message_error(&e))?;
-        draft.add_edk(edk).map_err(|e| message_error(&e))
     }
 
     /// Finds a data key for `header`, by a key of these rings (of any without
@@ -158,7 +175,9 @@ impl Keyring {
             let Some((key, holders)) = self.openers(parts.key_name) else {
                 continue;
             };
-            if let Err(error) = permitted(&key, rings) {
+            if let Err(error) = permitted(&key, rings)
+                && !self.stands_in(&key, header, rings)
+            {
                 barred = Some(error);
                 continue;
             }
@@ -193,13 +212,7 @@ impl Keyring {
             return Err(error);
         }
         if tried == 0 {
-            return Err(Error::new(
-                ErrorKind::NoKey,
-                format!(
-                    "it is wrapped for {}, none of which is at hand",
-                    names(header)
-                ),
-            ));
+            return Err(recipients::none_at_hand(header));
         }
         Err(Error::new(
             ErrorKind::NoKey,
@@ -258,7 +271,10 @@ fn names(header: &Header) -> String {
         .iter()
         .map(|edk| match edk.raw_aes_parts() {
             Some(parts) => format!("{:?}", parts.key_name),
-            None => format!("a key of {:?}", edk.provider_id()),
+            None => match edk.raw_rsa_parts() {
+                Some(parts) => format!("the RSA recipient {:?}", parts.key_name),
+                None => format!("a key of {:?}", edk.provider_id()),
+            },
         })
         .collect();
     names.dedup();

@@ -8,7 +8,7 @@ use crate::binding::CONTEXT_CREATED;
 use crate::catalog::Standing;
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
-use crate::message::{Header, Parsed, Permit};
+use crate::message::{Edk, Header, Parsed, Permit};
 use crate::store::{ByteRange, Place, Select};
 
 /// The longest header we read, in bytes (SECURITY rule 4).
@@ -168,6 +168,7 @@ pub async fn inspect(
                 name,
                 at_hand: known.is_some_and(|k| k.ready),
                 token: known.map(|k| k.token.clone()),
+                holder: holder(edk, known),
             }
         })
         .collect();
@@ -202,6 +203,17 @@ pub async fn inspect(
     })
 }
 
+/// Who can open one of an object's encrypted data keys.
+fn holder(edk: &Edk, known: Option<&KeyInfo>) -> String {
+    match known {
+        Some(key) => format!("token {}", key.tokens.join(", ")),
+        None => match edk.raw_rsa_parts() {
+            Some(_) => "whoever has the RSA private key, away from this host".to_owned(),
+            None => "not configured here".to_owned(),
+        },
+    }
+}
+
 /// `q, r = divmod(L - H - 40, F + 32)` (FORMATS): not authenticated here.
 fn computed_size(header: &Header, stored: u64) -> Option<u64> {
     let frame = u64::from(header.frame_length());
@@ -213,7 +225,11 @@ fn computed_size(header: &Header, stored: u64) -> Option<u64> {
     (r <= frame).then(|| q * frame + r)
 }
 
-async fn read_header(
+/// The header of an object or a version of it, as the store serves it.
+///
+/// # Errors
+/// The store refuses, or it is no message.
+pub async fn read_header(
     engine: &Engine,
     place: &Place,
     version_id: Option<String>,
@@ -273,10 +289,7 @@ fn questions(
             .iter()
             .find(|k| edk.token.is_some() && k.name == edk.name)
         else {
-            held.push(format!(
-                "{} ({}): not configured here",
-                edk.name, edk.provider
-            ));
+            held.push(format!("{} ({}): {}", edk.name, edk.provider, edk.holder));
             continue;
         };
         for name in &key.tokens {

@@ -20,6 +20,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("catalog", Floor::Parts),
     ("message", Floor::Parts),
     ("audit", Floor::Parts),
+    ("recipient", Floor::Parts),
     ("fault", Floor::Words),
     ("binding", Floor::Words),
     ("keyring", Floor::Keyring),
@@ -28,6 +29,8 @@ const FLOORS: &[(&str, Floor)] = &[
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
     ("evidence", Floor::Operations),
+    ("verify", Floor::Operations),
+    ("retire", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),
@@ -45,6 +48,11 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("config", "api"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
     ("doctor", "admin"),
+    // How a header is read is known in one place.
+    ("verify", "objects"),
+    ("retire", "objects"),
+    // Other writers' catalogues are objects, read as any other.
+    ("retire", "get"),
 ];
 
 /// Uses of a lower floor that are forbidden all the same.

@@ -84,7 +84,8 @@ pub(super) async fn generated(
     let mut event = Event::new(Kind::Key);
     event.peer = Some(actor);
     event.token = Some(made.token.clone());
-    event.wrapping_key = Some(made.label.clone());
+    let name = made.name.as_ref().unwrap_or(&made.label);
+    event.wrapping_key = Some(name.clone());
     event.check_value = check_value;
     event.state = Some("generated".to_owned());
     app.audit.write(event).await.map(|_| ())

@@ -76,6 +76,18 @@ pub(super) const MIGRATIONS: &[&str] = &[
         complete        INTEGER NOT NULL      -- 0: it was in use before its count
     ) STRICT;
 ",
+    "
+    ALTER TABLE message ADD COLUMN
+        recipients      TEXT NOT NULL DEFAULT '';  -- further holders' names, by commas
+    CREATE TABLE dependents (
+        kind            TEXT NOT NULL,        -- `queue`, `upload`
+        id              TEXT NOT NULL,        -- its ticket, its upload id
+        wrapping_key    TEXT NOT NULL,        -- a key that has wrapped for it
+        place           TEXT NOT NULL,        -- s3://BUCKET/KEY
+        since           INTEGER NOT NULL,     -- Unix ms
+        PRIMARY KEY (kind, id, wrapping_key)
+    ) STRICT;
+",
 ];
 
 /// Opens, and if necessary creates or migrates, the catalogue for writing.

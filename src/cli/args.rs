@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
-    audit, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, rm, token,
+    audit, catalog, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, rm,
+    token, verify,
 };
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
@@ -75,8 +76,12 @@ pub(super) enum Command {
     Cp(cp::CpArgs),
     /// Move an object; it is encrypted anew, and the source deleted afterwards
     Mv(cp::MvArgs),
-    /// Wrapping keys: generate, list, show
+    /// Verify what is stored: whether a recipient could open it
+    Verify(verify::VerifyArgs),
+    /// Wrapping keys: generate, list, show, rotate, disable, retire
     Key(key::KeyArgs),
+    /// The catalogue of what this host stored: export it
+    Catalog(catalog::CatalogArgs),
     /// Who may do what: list the grants, explain a decision
     Grants(grants::GrantsArgs),
     /// PKCS#11 tokens: set one up, list what a module offers

@@ -14,6 +14,7 @@
 mod agent;
 mod args;
 mod audit;
+mod catalog;
 mod completions;
 mod cp;
 mod doctor;
@@ -35,6 +36,7 @@ mod status;
 mod target;
 mod token;
 mod ui;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -95,7 +97,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Rm(args) => block_on(rm::run(&ui, args)),
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
+        Command::Verify(args) => block_on(verify::run(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
+        Command::Catalog(args) => block_on(catalog::run(&ui, args)),
         Command::Audit(args) => block_on(audit::run(&ui, args)),
         Command::Evidence(args) => block_on(evidence::run(&ui, args)),
         Command::Grants(args) => block_on(grants::run(&ui, args)),

@@ -28,6 +28,7 @@ mod single;
 mod spool;
 mod tally;
 mod upload;
+mod versions;
 mod wire;
 
 pub use attributes::{Attributes, METADATA_HEADER, METADATA_LIMIT, METADATA_MESSAGE_ID};
@@ -46,6 +47,7 @@ pub use single::Stored;
 pub use spool::{Spool, SpoolError, SpoolFile};
 pub use tally::Calls;
 pub use upload::Upload;
+pub use versions::{ListedVersion, VersionMarker, VersionPage};
 
 /// Where an object is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
