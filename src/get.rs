@@ -78,6 +78,8 @@ pub struct Facts {
     pub last_modified: Option<String>,
     /// Another writer stored it.
     pub foreign: bool,
+    /// The store's id of the request that brought the header.
+    pub request_id: Option<String>,
 }
 
 /// Opens one object. The body has been proved to have the length that the
@@ -134,6 +136,7 @@ pub async fn get(
     let created = binding::check(header.context(), place, request.allow_unbound)?;
     let foreign = check_standing(engine, &request, &header, created, known, &window.pin).await?;
 
+    let request_id = window.request_id.clone();
     let sealed = proof::prove(engine, &request, window, Arc::new(opener)).await?;
     let len = sealed.plaintext_len();
     let span = resolve(request.wanted, len)?;
@@ -153,6 +156,7 @@ pub async fn get(
         content_type: sealed.pin().content_type.clone(),
         last_modified: sealed.pin().last_modified.clone(),
         foreign,
+        request_id,
     };
     let body = PlaintextBody::new(engine.clone(), request.place, sealed, span);
     Ok((facts, body))
@@ -255,6 +259,7 @@ struct Window {
     pin: Pin,
     /// Bytes in S3.
     total: u64,
+    request_id: Option<String>,
 }
 
 impl Window {
@@ -272,7 +277,12 @@ impl Window {
             .fetch(&request.place, select, &mut buffer)
             .await
             .map_err(|e| store_error(&e))?;
-        let Fetched { pin, total_len, .. } = fetched;
+        let Fetched {
+            pin,
+            total_len,
+            request_id,
+            ..
+        } = fetched;
         if total_len == 0 {
             return Err(Error::new(ErrorKind::Truncated, "it is empty"));
         }
@@ -280,6 +290,7 @@ impl Window {
             buffer,
             pin,
             total: total_len,
+            request_id,
         })
     }
 

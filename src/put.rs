@@ -128,6 +128,7 @@ pub async fn put(
     event.version_id.clone_from(&stored.version_id);
     event.stored_size = Some(stored.size);
     event.checksum = Some(stored.checksum.clone());
+    event.s3_request_id.clone_from(&stored.request_id);
     let receipt = Receipt {
         bucket: job.place.bucket,
         key: job.place.key,
