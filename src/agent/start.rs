@@ -300,6 +300,7 @@ impl Server {
         loop {
             let out = tokio::select! {
                 done = &mut serving => {
+                    self.record_changes();
                     for event in self.app.denials.due(true) {
                         self.app.audit.send(event);
                     }

@@ -222,6 +222,18 @@ fn rule_29_an_auditor_with_key_and_anchor_can_prove_the_log_or_say_where_it_is_w
 fn an_outage_that_ends_at_once_is_on_record() {
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let mut agent = Agent::start(&hsm, weed, |_| {});
+    let states = |agent: &Agent| -> Vec<String> {
+        let all = records(&agent.state_dir().join("audit"));
+        let tokens = all.into_iter().filter(|r| r.event.event == Kind::Token);
+        tokens
+            .filter_map(|r| r.event.state)
+            .filter(|state| state != "starting")
+            .collect()
+    };
+    let up = eventually(Duration::from_secs(30), || {
+        (states(&agent) == ["ready"]).then_some(())
+    });
+    assert!(up.is_some(), "{:?}", states(&agent));
     let worker = agent.workers().remove(0);
     signal(worker.pid, Signal::KILL);
     let other = eventually(Duration::from_secs(30), || {
@@ -231,13 +243,7 @@ fn an_outage_that_ends_at_once_is_on_record() {
     });
     assert!(other.is_some(), "{}", agent.log());
     agent.stop();
-    let all = records(&agent.state_dir().join("audit"));
-    let states: Vec<&str> = (all.iter())
-        .filter(|r| r.event.event == Kind::Token)
-        .filter_map(|r| r.event.state.as_deref())
-        .filter(|state| *state != "starting")
-        .collect();
-    assert_eq!(states, ["ready", "recovering", "ready"]);
+    assert_eq!(states(&agent), ["ready", "recovering", "ready"]);
 }
 
 /// In a mount namespace with a journal of the test's own.
