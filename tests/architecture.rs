@@ -15,6 +15,8 @@ const FLOORS: &[(&str, Floor)] = &[
     ("confine", Floor::Ground),
     ("log", Floor::Ground),
     ("wipe", Floor::Ground),
+    ("components", Floor::Ground),
+    ("transport", Floor::Ground),
     ("token", Floor::Parts),
     ("store", Floor::Parts),
     ("catalog", Floor::Parts),
@@ -28,6 +30,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
     ("evidence", Floor::Operations),
+    ("recover", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),
@@ -43,6 +46,9 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
     // Grants are written in the words of operations.
     ("config", "api"),
+    // What they combine and carry are keys.
+    ("components", "secret"),
+    ("transport", "secret"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
     ("doctor", "admin"),
 ];

@@ -22,6 +22,7 @@ mod evidence;
 mod failure;
 mod get;
 mod grants;
+mod hidden;
 mod inspect;
 mod key;
 mod ls;
@@ -29,6 +30,7 @@ mod man;
 mod place;
 mod progress;
 mod put;
+mod recover;
 mod rm;
 mod source;
 mod status;
@@ -95,6 +97,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Rm(args) => block_on(rm::run(&ui, args)),
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
+        Command::Recover(args) => block_on(recover::run(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
         Command::Audit(args) => block_on(audit::run(&ui, args)),
         Command::Evidence(args) => block_on(evidence::run(&ui, args)),
