@@ -28,4 +28,5 @@ pub mod secret;
 pub mod store;
 pub mod supervisor;
 pub mod token;
+pub mod unlock;
 pub mod wipe;
