@@ -154,7 +154,7 @@ impl Store {
 }
 
 /// Undoes `encoding-type=url`, in which a space is `+`.
-fn decode(text: &str, encoded: bool) -> Result<String, StoreError> {
+pub(super) fn decode(text: &str, encoded: bool) -> Result<String, StoreError> {
     if !encoded {
         return Ok(text.to_owned());
     }
