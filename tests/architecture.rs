@@ -15,6 +15,8 @@ const FLOORS: &[(&str, Floor)] = &[
     ("confine", Floor::Ground),
     ("log", Floor::Ground),
     ("wipe", Floor::Ground),
+    ("components", Floor::Ground),
+    ("transport", Floor::Ground),
     ("token", Floor::Parts),
     ("store", Floor::Parts),
     ("catalog", Floor::Parts),
@@ -25,12 +27,14 @@ const FLOORS: &[(&str, Floor)] = &[
     ("binding", Floor::Words),
     ("keyring", Floor::Keyring),
     ("engine", Floor::Engine),
+    ("unlock", Floor::Unlock),
     ("put", Floor::Operations),
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
     ("evidence", Floor::Operations),
     ("verify", Floor::Operations),
     ("retire", Floor::Operations),
+    ("recover", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),
@@ -46,6 +50,9 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
     // Grants are written in the words of operations.
     ("config", "api"),
+    // What they combine and carry are keys.
+    ("components", "secret"),
+    ("transport", "secret"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
     ("doctor", "admin"),
     // How a header is read is known in one place.
@@ -88,6 +95,7 @@ enum Floor {
     Words,
     Keyring,
     Engine,
+    Unlock,
     Operations,
     Processes,
     Top,

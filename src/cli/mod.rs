@@ -23,6 +23,7 @@ mod evidence;
 mod failure;
 mod get;
 mod grants;
+mod hidden;
 mod inspect;
 mod key;
 mod ls;
@@ -30,6 +31,7 @@ mod man;
 mod place;
 mod progress;
 mod put;
+mod recover;
 mod rm;
 mod source;
 mod status;
@@ -98,6 +100,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
         Command::Verify(args) => block_on(verify::run(&ui, args)),
+        Command::Recover(args) => block_on(recover::run(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
         Command::Catalog(args) => block_on(catalog::run(&ui, args)),
         Command::Audit(args) => block_on(audit::run(&ui, args)),

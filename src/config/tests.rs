@@ -71,10 +71,6 @@ fn settings_of_later_releases_are_refused_not_ignored() {
         &format!("{TOKEN}{KEY}[[bucket_alias]]\n"),
         &["not implemented"],
     );
-    refused(
-        &format!("{TOKEN}{KEY}use='compromised'\n"),
-        &["compromised", "not implemented"],
-    );
 }
 
 #[test]

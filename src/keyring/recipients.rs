@@ -14,6 +14,7 @@ use crate::recipient::PublicKey;
 use crate::token::{Holders, Token, TokenError};
 
 use super::report::is_open;
+use super::search::{Trust, names};
 use super::{Keyring, Live};
 
 /// Who holds a message's data key besides its ring's own key.
@@ -248,7 +249,7 @@ impl Keyring {
             let Some(parts) = edk.raw_aes_parts().filter(|p| p.key_name == name) else {
                 continue;
             };
-            let Some((_, holders)) = self.openers(name) else {
+            let Some((_, holders)) = self.key_of(name, Trust::Good) else {
                 return Err(Error::new(
                     ErrorKind::Misconfigured,
                     format!("key {name:?} is not configured here, or does not open"),
@@ -393,13 +394,13 @@ fn not_open(live: &Live, key: &Key) -> Error {
 pub(super) fn none_at_hand(header: &Header) -> Error {
     let ours = header.edks().iter().filter(|edk| edk.provider_id() == NAMESPACE);
     let only_rsa = ours.clone().next().is_some() && ours.clone().all(|edk| edk.raw_rsa_parts().is_some());
-    let names = super::names(header);
+    let names = names(header);
     if only_rsa {
         return Error::new(
             ErrorKind::NoKey,
             format!("it was written for recovery alone: it is wrapped for {names}"),
         )
-        .hint("only the private key, where it is kept, opens it: fetch the object from S3, and recover it there");
+        .hint("only the private key, where it is kept, opens it: fetch the object from S3, and use `strongroom recover` there");
     }
     Error::new(
         ErrorKind::NoKey,

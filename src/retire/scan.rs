@@ -1,5 +1,6 @@
 //! One bucket: every version of every object, and which keys open it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -12,12 +13,16 @@ use crate::keyring::Opens;
 use crate::message::{Header, Parsed, Permit};
 use crate::objects::read_header;
 use crate::store::{ListedVersion, METADATA_HEADER, Place};
+use crate::unlock::slots_of;
 
 use super::{Seen, subject};
 
 /// Versions looked at at once: enough to hide the store's latency, and fewer
 /// than a token has sessions.
 const AT_ONCE: usize = 8;
+
+/// Entries of a listing page: the most that S3 returns (ListObjectsV2).
+const PAGE: u32 = 1000;
 
 /// What one version turned out to be.
 enum Found {
@@ -41,6 +46,15 @@ pub(super) async fn bucket(
     seen: &mut Seen,
     lines: &Sender<RetireLine>,
 ) {
+    let retiring = report.key.clone();
+    let slotted = match slotted(engine, bucket, &retiring).await {
+        Ok(slotted) => slotted,
+        Err(error) => {
+            let why = format!("its keyslots cannot be listed: {error}");
+            report.refuse("unknown", format!("s3://{bucket}"), why);
+            return;
+        }
+    };
     let mut after = None;
     loop {
         let page = match engine.store.list_versions(bucket, "", after.as_ref()).await {
@@ -52,9 +66,8 @@ pub(super) async fn bucket(
             }
         };
         let ours = |v: &ListedVersion| !v.delete_marker && !engine.is_reserved(bucket, &v.key);
-        let retiring = report.key.clone();
         let versions = page.versions.into_iter().filter(ours);
-        let looks = versions.map(|version| look(engine, bucket, version, &retiring));
+        let looks = versions.map(|version| look(engine, bucket, version, &retiring, &slotted));
         let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
         while let Some((version, found)) = looks.next().await {
             report.versions += 1;
@@ -104,10 +117,11 @@ async fn look(
     bucket: &str,
     version: ListedVersion,
     retiring: &str,
+    slotted: &HashSet<String>,
 ) -> (ListedVersion, Result<Found, Error>) {
     let place = Place::new(bucket, &version.key);
     let found = match header_of(engine, &place, &version).await {
-        Ok(header) => judge(engine, bucket, &header, retiring).await,
+        Ok(header) => judge(engine, bucket, &header, retiring, slotted).await,
         Err(error) => match error.kind {
             ErrorKind::NoSuchObject => Ok(Found::Gone),
             ErrorKind::NotAMessage => Ok(Found::NoMessage),
@@ -148,6 +162,7 @@ async fn judge(
     bucket: &str,
     header: &Header,
     retiring: &str,
+    slotted: &HashSet<String>,
 ) -> Result<Found, Error> {
     let id = header.message_id().to_string();
     let names: Vec<&str> = header
@@ -156,8 +171,7 @@ async fn judge(
         .filter_map(|edk| edk.raw_aes_parts())
         .map(|parts| parts.key_name)
         .collect();
-    let needs = names.contains(&retiring) || has_slot(engine, bucket, &id, retiring).await?;
-    if !needs {
+    if !names.contains(&retiring) && !slotted.contains(&id) {
         return Ok(Found::Independent(id));
     }
     let mut why = Vec::new();
@@ -177,23 +191,58 @@ async fn judge(
     Ok(Found::OnlyKey(id, why.join("; ")))
 }
 
-/// Whether there is a keyslot of this key.
-async fn has_slot(
-    _engine: &Engine,
-    _bucket: &str,
-    _message_id: &str,
-    _key: &str,
-) -> Result<bool, Error> {
-    Ok(false)
+/// The messages of a bucket that have a keyslot of this key.
+async fn slotted(
+    engine: &Engine,
+    bucket: &str,
+    key: &str,
+) -> Result<HashSet<String>, crate::store::StoreError> {
+    let bucket = engine.settings.slot_bucket(bucket);
+    let prefix = &engine.settings.keyslot_prefix;
+    let mut found = HashSet::new();
+    let mut continuation = None;
+    loop {
+        let page = engine.store.list(bucket, prefix, None, continuation.as_deref(), PAGE);
+        let page = page.await?;
+        for object in page.objects {
+            let name = object.key.strip_prefix(prefix.as_str()).unwrap_or_default();
+            let Some((id, holder)) = name.split_once('/') else {
+                continue;
+            };
+            // The first one has the key's name alone, further ones a number.
+            let more = holder.strip_prefix(key).and_then(|rest| rest.strip_prefix('.'));
+            let number = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
+            if holder == key || more.is_some_and(number) {
+                found.insert(id.to_owned());
+            }
+        }
+        continuation = page.continuation;
+        if continuation.is_none() {
+            return Ok(found);
+        }
+    }
 }
 
 /// Another key whose keyslot opens the message.
 async fn slot_opens(
-    _engine: &Engine,
-    _bucket: &str,
-    _header: &Header,
-    _retiring: &str,
-    _why: &mut Vec<String>,
+    engine: &Engine,
+    bucket: &str,
+    header: &Header,
+    retiring: &str,
+    why: &mut Vec<String>,
 ) -> Result<Option<String>, Error> {
+    let others = engine.keyring.slot_keys(None).into_iter();
+    for key in others.filter(|key| key.name != retiring) {
+        let mut search = engine.keyring.search(header, None);
+        let slots = slots_of(engine, &mut search, bucket, &key).await?;
+        if slots.opened.is_some() {
+            return Ok(Some(key.name));
+        }
+        if let Some(error) = search.away() {
+            why.push(format!("the keyslot of {:?} cannot be looked at: {}", key.name, error.detail));
+        } else if let Some((name, fault)) = slots.bad.first() {
+            why.push(format!("the keyslot {name} does not open it: {fault}"));
+        }
+    }
     Ok(None)
 }

@@ -15,6 +15,7 @@ mod body;
 mod buffer;
 mod checksum;
 mod client;
+mod compare;
 mod download;
 mod error;
 mod list;
@@ -35,6 +36,7 @@ pub use attributes::{Attributes, METADATA_HEADER, METADATA_LIMIT, METADATA_MESSA
 pub use body::PartBody;
 pub use buffer::Buffer;
 pub use client::{Store, Timing};
+pub use compare::Comparison;
 pub use download::{Fetched, Pin, Select};
 pub use error::StoreError;
 pub use list::{ListedObject, ListedUpload, Page};

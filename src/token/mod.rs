@@ -22,6 +22,7 @@ mod offline;
 mod opening;
 mod pool;
 mod protocol;
+mod recovery;
 mod retry;
 mod route;
 mod spawn;
@@ -39,6 +40,7 @@ pub use offline::{InitTarget, Offline};
 pub use protocol::{
     Attributes, KeySpec, OpenedKey, PROOF_COST, SIGNATURE_LEN, Signer, TokenEntry, TokenInfo,
 };
+pub use recovery::{RecoveryKey, RecoveryToken};
 pub use route::Holders;
 pub use spawn::spawn;
 pub use state::KeyState;

@@ -159,6 +159,8 @@ pub(super) enum Mode {
     Serve(Serve),
     /// Listing and initialising tokens; never logs in on its own.
     Admin,
+    /// One token, logged in, to open what was written long ago.
+    Recover(Serve),
 }
 
 /// Which token, and how to log in to it.
@@ -215,7 +217,7 @@ impl KeySpec {
     #[must_use]
     pub fn of_token(config: &Config, token: &str) -> Vec<Self> {
         let keys = config.keys.iter();
-        keys.filter(|key| key.opens() && key.is_on(token))
+        keys.filter(|key| (key.opens() || key.is_compromised()) && key.is_on(token))
             .map(|key| Self {
                 name: key.name.clone(),
                 label: key.label.clone(),
@@ -258,6 +260,14 @@ pub(super) enum Request<'a> {
     Sign { label: &'a str, message: &'a [u8] },
     /// Make an audit key in the token.
     GenerateSigner { label: String },
+    /// Decrypt a wrapped data key with the key of that label; an AES one has
+    /// an IV. Recover mode.
+    Recover {
+        label: &'a str,
+        iv: Option<[u8; IV_LEN]>,
+        ciphertext: &'a [u8],
+        aad: &'a [u8],
+    },
     /// Every token of the module. Admin mode.
     ListTokens,
     /// Initialise a token. Admin mode.

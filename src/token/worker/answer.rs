@@ -84,7 +84,7 @@ impl Thread {
                 let signer = signer::generate(&self.session, &label)?;
                 self.reply(id, &Reply::Signer(signer))
             }
-            Request::ListTokens | Request::InitToken { .. } => {
+            Request::ListTokens | Request::InitToken { .. } | Request::Recover { .. } => {
                 Err(Failure::new(FailureKind::Rejected, "not in this mode"))
             }
         }
