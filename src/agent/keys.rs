@@ -49,6 +49,7 @@ pub(super) async fn show(app: &App, name: &str) -> Result<Response<Body>, Error>
 pub(super) async fn retire(
     app: &Arc<App>,
     peer: &Peer,
+    request_id: &str,
     request: RetireRequest,
 ) -> Result<Response<Body>, Error> {
     app.audit.check()?;
@@ -63,14 +64,18 @@ pub(super) async fn retire(
     let permit = permit(app)?;
     let around = Around {
         buckets: app.policy.current().buckets(),
-        writers: app.writers.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        writers: app
+            .writers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone(),
     };
-    let (app, actor) = (Arc::clone(app), peer.actor());
+    let (app, actor, id) = (Arc::clone(app), peer.actor(), request_id.to_owned());
     Ok(lines::answer(move |out| async move {
         let _permit = permit;
         let found = retire::check(&app.engine, &request, &around, &out).await;
         let last = match found {
-            Err(error) => RetireLine::Problem(error.problem("")),
+            Err(error) => RetireLine::Problem(error.problem(&id)),
             Ok(report) => {
                 let mut event = Event::new(Kind::Key);
                 event.peer = Some(actor);
@@ -84,7 +89,7 @@ pub(super) async fn retire(
                 );
                 event.detail = Some(words(&report));
                 match app.audit.write(event).await {
-                    Err(error) => RetireLine::Problem(error.problem("")),
+                    Err(error) => RetireLine::Problem(error.problem(&id)),
                     Ok(_) => {
                         app.remember_needless(&report);
                         RetireLine::Report(report)
@@ -153,7 +158,11 @@ pub(super) struct Needless(std::sync::Mutex<HashMap<String, Instant>>);
 
 impl App {
     fn remember_needless(&self, report: &RetireReport) {
-        let mut known = self.needless.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .needless
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         known.remove(&report.key);
         if report.may_retire {
             known.insert(report.key.clone(), Instant::now());
@@ -161,8 +170,14 @@ impl App {
     }
 
     fn was_needless(&self, name: &str) -> bool {
-        let mut known = self.needless.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.remove(name).is_some_and(|at| at.elapsed() < REMEMBERED)
+        let mut known = self
+            .needless
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        known
+            .remove(name)
+            .is_some_and(|at| at.elapsed() < REMEMBERED)
     }
 }
 
