@@ -7,6 +7,7 @@ mod error;
 mod evidence;
 mod grants;
 mod operation;
+mod rewrap;
 
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
@@ -15,6 +16,7 @@ pub use evidence::{
 };
 pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
+pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
 
 use serde::{Deserialize, Serialize};
 

@@ -4,11 +4,13 @@
 //! request: on a local socket that costs microseconds, and a request that is
 //! given up takes nothing else with it.
 
+mod rewrap;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod wire;
 
+pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 
 use std::path::{Path, PathBuf};

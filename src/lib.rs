@@ -24,6 +24,7 @@ pub mod log;
 pub mod message;
 pub mod objects;
 pub mod put;
+pub mod rotate;
 pub mod secret;
 pub mod store;
 pub mod supervisor;

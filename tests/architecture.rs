@@ -28,6 +28,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("put", Floor::Operations),
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
+    ("rotate", Floor::Operations),
     ("evidence", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),

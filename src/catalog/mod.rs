@@ -7,6 +7,7 @@
 
 mod error;
 mod reader;
+mod rewrap;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ mod wraps;
 mod writer;
 
 pub use error::CatalogError;
+pub use rewrap::{Checkpoint, Unpacked};
 
 use std::path::Path;
 use std::sync::Arc;

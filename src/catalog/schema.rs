@@ -76,6 +76,22 @@ pub(super) const MIGRATIONS: &[&str] = &[
         complete        INTEGER NOT NULL      -- 0: it was in use before its count
     ) STRICT;
 ",
+    "
+    CREATE TABLE rewrap (
+        run             TEXT PRIMARY KEY,     -- what is rewrapped, as JSON
+        after           TEXT NOT NULL,        -- all versions of keys up to this are through
+        position        INTEGER NOT NULL,     -- items of the list that are through
+        counts          TEXT NOT NULL,        -- what they came to, as JSON
+        updated         INTEGER NOT NULL      -- Unix ms
+    ) STRICT;
+    CREATE TABLE unpacked (                   -- wrapped anew, not yet in a pack
+        target          TEXT NOT NULL,        -- the wrapping key's configured name
+        message_id      BLOB NOT NULL,
+        iv              BLOB NOT NULL,
+        ciphertext      BLOB NOT NULL,
+        PRIMARY KEY (target, message_id)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Opens, and if necessary creates or migrates, the catalogue for writing.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
-    audit, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, rm, token,
+    audit, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, rewrap, rm,
+    token,
 };
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
@@ -75,6 +76,8 @@ pub(super) enum Command {
     Cp(cp::CpArgs),
     /// Move an object; it is encrypted anew, and the source deleted afterwards
     Mv(cp::MvArgs),
+    /// Make objects open by another wrapping key, without touching them
+    Rewrap(rewrap::RewrapArgs),
     /// Wrapping keys: generate, list, show
     Key(key::KeyArgs),
     /// Who may do what: list the grants, explain a decision
@@ -127,7 +130,7 @@ mod tests {
 
     #[test]
     fn commands_of_later_releases_are_unknown() {
-        for command in ["archive", "rewrap", "recover", "server", "token-worker"] {
+        for command in ["archive", "recover", "server", "token-worker"] {
             let error = Cli::try_parse_from(["strongroom", command]).err().unwrap();
             assert_eq!(error.kind(), clap::error::ErrorKind::InvalidSubcommand);
         }

@@ -29,6 +29,7 @@ mod man;
 mod place;
 mod progress;
 mod put;
+mod rewrap;
 mod rm;
 mod source;
 mod status;
@@ -95,6 +96,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Rm(args) => block_on(rm::run(&ui, args)),
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
+        Command::Rewrap(args) => block_on(rewrap::run(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
         Command::Audit(args) => block_on(audit::run(&ui, args)),
         Command::Evidence(args) => block_on(evidence::run(&ui, args)),
