@@ -143,6 +143,9 @@ pub struct Inspection {
     pub context: Vec<(String, String)>,
     /// Who can open it.
     pub encrypted_data_keys: Vec<InspectedKey>,
+    /// Keyslots and packs beside the object: who can open it as well.
+    #[serde(default)]
+    pub keyslots: Vec<InspectedSlot>,
     /// How it compares with the catalogue: `current`, `superseded`, `unknown`.
     pub catalogue: String,
     /// What of the above was cryptographically verified: never anything here
@@ -164,6 +167,17 @@ pub struct InspectedKey {
     /// The token that holds it, when at hand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+}
+
+/// A keyslot of an inspected object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectedSlot {
+    /// The wrapping key's name.
+    pub name: String,
+    /// The slot's or pack's name in the store.
+    pub slot: String,
+    /// Whether this agent is configured with that key.
+    pub at_hand: bool,
 }
 
 /// One of the six questions of custody.

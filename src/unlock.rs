@@ -268,6 +268,30 @@ pub async fn packed(
     Ok(slots)
 }
 
+/// The keyslots there seem to be for a header: wrapping key and name. Nothing
+/// is opened, so nothing of it is verified.
+pub async fn told(engine: &Engine, header: &Header, place: &Place) -> Vec<(String, String)> {
+    let settings = &engine.settings;
+    let bucket = settings.slot_bucket(&place.bucket);
+    let id = header.message_id();
+    let mut found = Vec::new();
+    for key in engine.keyring.slot_keys(None).iter().take(SLOT_REQUESTS) {
+        for n in 0..SLOT_DEPTH {
+            let name = slot_name(&settings.keyslot_prefix, id, &key.name, n);
+            let Ok(bytes) = engine.store.get_slot(bucket, &name, MAX_SLOT).await else {
+                break;
+            };
+            let fits = Slot::parse(&bytes)
+                .is_ok_and(|slot| slot.message_id() == id && slot.edk_of(&key.name).is_some());
+            if fits {
+                found.push((key.name.clone(), name));
+                break;
+            }
+        }
+    }
+    found
+}
+
 /// What a slot opens, or why it does not.
 async fn try_slot(
     search: &mut Search<'_>,

@@ -148,8 +148,8 @@ async fn work(run: &Run, listed: &Listed, outcome: &mut Outcome) -> Result<State
         outcome.wrapped = wrapped(&target, kept, header, &head);
         return Ok(State::Rewrapped);
     }
-    let Unlocked { opened, .. } =
-        unlock(engine, &header, &place, run.rings.as_deref(), false).await?;
+    let unlocked = unlock(engine, &header, &place, run.rings.as_deref(), false).await;
+    let Unlocked { opened, .. } = unlocked.map_err(|error| launders(run, &header, error))?;
     // Of the verified header: its context is the writer's.
     binding::check(opened.opener.header().context(), &place, false)?;
     if opened.key == target.name {
@@ -188,6 +188,21 @@ fn target(run: &Run, header: &Header) -> Result<Key, Error> {
     let key = run.engine.keyring.active(ring.as_deref())?;
     crate::keyring::permitted(&key, run.rings.as_deref())?;
     Ok(key)
+}
+
+/// A compromised key's word is not passed on to another key.
+fn launders(run: &Run, header: &Header, error: Error) -> Error {
+    let compromised = run.engine.keyring.search(header, None).compromised();
+    match compromised.first() {
+        Some(key) if error.kind == ErrorKind::NoKey => Error::new(
+            ErrorKind::NoKey,
+            format!(
+                "only the compromised key {key:?} opens it: a keyslot would vouch for whatever somebody else may have made of it"
+            ),
+        )
+        .hint("`strongroom cp` makes a new message of it, if it is what this agent's receipt says"),
+        _ => error,
+    }
 }
 
 fn has_edk(header: &Header, key: &Key) -> bool {
