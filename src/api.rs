@@ -9,6 +9,7 @@ mod grants;
 mod operation;
 mod retire;
 mod verify;
+mod rewrap;
 
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
@@ -22,6 +23,7 @@ pub use retire::{
     RetireRequest,
 };
 pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
+pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
 
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +156,9 @@ pub struct Inspection {
     pub context: Vec<(String, String)>,
     /// Who can open it.
     pub encrypted_data_keys: Vec<InspectedKey>,
+    /// Keyslots and packs beside the object: who can open it as well.
+    #[serde(default)]
+    pub keyslots: Vec<InspectedSlot>,
     /// How it compares with the catalogue: `current`, `superseded`, `unknown`.
     pub catalogue: String,
     /// What of the above was cryptographically verified: never anything here
@@ -178,6 +183,17 @@ pub struct InspectedKey {
     /// Who holds it, in words.
     #[serde(default)]
     pub holder: String,
+}
+
+/// A keyslot of an inspected object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectedSlot {
+    /// The wrapping key's name.
+    pub name: String,
+    /// The slot's or pack's name in the store.
+    pub slot: String,
+    /// Whether this agent is configured with that key.
+    pub at_hand: bool,
 }
 
 /// One of the six questions of custody.

@@ -5,12 +5,14 @@
 //! given up takes nothing else with it.
 
 mod lines;
+mod rewrap;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod wire;
 
 pub use lines::Lines;
+pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 
 use std::path::{Path, PathBuf};

@@ -28,6 +28,7 @@ pub mod put;
 pub mod recipient;
 pub mod recover;
 pub mod retire;
+pub mod rotate;
 pub mod secret;
 pub mod store;
 pub mod supervisor;

@@ -31,6 +31,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("put", Floor::Operations),
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
+    ("rotate", Floor::Operations),
     ("evidence", Floor::Operations),
     ("verify", Floor::Operations),
     ("retire", Floor::Operations),

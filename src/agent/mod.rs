@@ -13,6 +13,7 @@ mod peer;
 mod policy;
 mod reply;
 mod request;
+mod rewrap;
 mod routes;
 mod serve;
 mod source;

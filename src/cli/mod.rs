@@ -32,6 +32,7 @@ mod place;
 mod progress;
 mod put;
 mod recover;
+mod rewrap;
 mod rm;
 mod source;
 mod status;
@@ -101,6 +102,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
         Command::Verify(args) => block_on(verify::run(&ui, args)),
         Command::Recover(args) => block_on(recover::run(&ui, args)),
+        Command::Rewrap(args) => block_on(rewrap::run(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
         Command::Catalog(args) => block_on(catalog::run(&ui, args)),
         Command::Audit(args) => block_on(audit::run(&ui, args)),
