@@ -19,8 +19,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{
-    Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, Inspection,
-    KeyInfo, ListPage, Receipt, Status, header,
+    Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, ImportKey,
+    Inspection, KeyInfo, ListPage, Receipt, Status, header,
 };
 use wire::{encode, problem};
 
@@ -235,6 +235,20 @@ impl Client {
     /// The agent's answer, or an agent that cannot be reached.
     pub async fn generate_key(&self, request: &GenerateKey) -> Result<KeyInfo, Error> {
         self.call(Method::POST, "/v1/keys", json_body(request)?)
+            .await?
+            .json()
+            .await
+    }
+
+    /// Takes a step of a key's import; the answer is the step's own.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn import_key<T: serde::de::DeserializeOwned>(
+        &self,
+        request: &ImportKey,
+    ) -> Result<T, Error> {
+        self.call(Method::POST, "/v1/keys/import", json_body(request)?)
             .await?
             .json()
             .await

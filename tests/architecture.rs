@@ -31,6 +31,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("objects", Floor::Operations),
     ("evidence", Floor::Operations),
     ("recover", Floor::Operations),
+    ("ceremony", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),
@@ -46,6 +47,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
     // Grants are written in the words of operations.
     ("config", "api"),
+    // A sealed key travels through the agent.
+    ("api", "transport"),
     // What they combine and carry are keys.
     ("components", "secret"),
     ("transport", "secret"),

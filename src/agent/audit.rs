@@ -90,6 +90,25 @@ pub(super) async fn generated(
     app.audit.write(event).await.map(|_| ())
 }
 
+/// Records a step of a key's import; the check value is the one that was
+/// computed where the key was sealed, and proved here.
+pub(super) async fn imported(
+    app: &App,
+    actor: Actor,
+    token: &str,
+    label: &str,
+    state: &str,
+    check_value: Option<String>,
+) -> Result<(), Error> {
+    let mut event = Event::new(Kind::Key);
+    event.peer = Some(actor);
+    event.token = Some(token.to_owned());
+    event.wrapping_key = Some(label.to_owned());
+    event.check_value = check_value;
+    event.state = Some(state.to_owned());
+    app.audit.write(event).await.map(|_| ())
+}
+
 /// The record of a configuration, or of a start under it.
 pub(super) fn configured(kind: Kind, text: &str) -> Event {
     let mut event = Event::new(kind);

@@ -4,6 +4,7 @@ mod audit;
 mod connection;
 mod evidence;
 mod grants;
+mod import;
 mod metrics;
 mod objects;
 mod peer;

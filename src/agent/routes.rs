@@ -16,6 +16,7 @@ use crate::config::WrapLimit;
 use super::audit::{self, Asked};
 use super::evidence;
 use super::grants;
+use super::import;
 use super::metrics::{self, Timer};
 use super::objects::{self, Granted};
 use super::peer::Peer;
@@ -172,6 +173,10 @@ async fn route(
             admin().map_err(refused)?;
             generate_key(app, peer, body).await
         }
+        (&Method::POST, "/v1/keys/import") => {
+            admin().map_err(refused)?;
+            import::answer(app, peer, &json_body(body).await?).await
+        }
         (&Method::POST, "/v1/reload") => {
             admin().map_err(refused)?;
             reload(app).await
@@ -190,8 +195,8 @@ async fn route(
         }
         (
             _,
-            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/reload" | "/v1/evidence"
-            | "/v1/grants" | "/v1/grants/test" | "/v1/metrics",
+            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/import"
+            | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test" | "/v1/metrics",
         ) => Err(not_allowed(&parts.method, &path)),
         (_, "/v1/rewrap") => {
             policy
@@ -262,13 +267,18 @@ fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
     })
 }
 
-async fn generate_key(app: &App, peer: &Peer, body: Incoming) -> Result<Response<Body>, Error> {
+/// A request's body of JSON, whole.
+async fn json_body(body: Incoming) -> Result<Bytes, Error> {
     let body = http_body_util::Limited::new(body, MAX_JSON).collect();
-    let bytes = tokio::time::timeout(JSON_PATIENCE, body)
+    Ok(tokio::time::timeout(JSON_PATIENCE, body)
         .await
         .map_err(|_| Error::new(ErrorKind::TooSlow, "the body did not arrive in time"))?
         .map_err(|e| malformed("the body cannot be read, or is too long").log(e))?
-        .to_bytes();
+        .to_bytes())
+}
+
+async fn generate_key(app: &App, peer: &Peer, body: Incoming) -> Result<Response<Body>, Error> {
+    let bytes = json_body(body).await?;
     let wanted: GenerateKey = serde_json::from_slice(&bytes)
         .map_err(|e| malformed(format!("the body is not the JSON of a new key: {e}")))?;
     let token = app.engine.keyring.token(&wanted.token).ok_or_else(|| {

@@ -61,7 +61,10 @@ impl Tally {
         }
         self.follow(record);
         if record.event.event == Kind::Key
-            && record.event.state.as_deref() == Some("generated")
+            && matches!(
+                record.event.state.as_deref(),
+                Some("generated" | "imported")
+            )
             && let Some(key) = &record.event.wrapping_key
         {
             self.made.insert(key.clone(), time.to_owned());
