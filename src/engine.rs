@@ -80,6 +80,12 @@ impl Settings {
             limits,
         }
     }
+
+    /// The bucket with the slots of the objects of `bucket`.
+    #[must_use]
+    pub fn slot_bucket<'a>(&'a self, bucket: &'a str) -> &'a str {
+        self.keyslot_bucket.as_deref().unwrap_or(bucket)
+    }
 }
 
 impl Engine {

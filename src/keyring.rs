@@ -3,11 +3,15 @@
 //! The one place where a [`Draft`] gets its encrypted data keys and a
 //! [`Header`] gets its data key back. Canaries, which fix a key's identity
 //! (SECURITY rule 18), and the counts of wraps (rule 19) are kept in the
-//! catalogue (`records`); `rings` chooses who wraps, `report` tells of it.
+//! catalogue (`records`); `rings` chooses who wraps, `search` who opens,
+//! `report` tells of it.
 
 mod records;
 mod report;
 mod rings;
+mod search;
+
+pub use search::{Opened, Search, Trust};
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, RwLock};
@@ -18,8 +22,8 @@ use crate::api::{Error, ErrorKind};
 use crate::catalog::Catalog;
 use crate::config::{Config, Key};
 use crate::fault::message_error;
-use crate::message::{self, Context, DataKey, Draft, Edk, FreshKey, Header, Opener};
-use crate::token::{CanaryStore, Holders, KeySpec, Stuck, Token, TokenError, WrapCounts};
+use crate::message::{Context, DataKey, Draft, Edk, FreshKey, Header, ProvenKey};
+use crate::token::{CanaryStore, Holders, KeySpec, Stuck, Token, WrapCounts};
 
 use records::Records;
 
@@ -128,86 +132,39 @@ impl Keyring {
         draft.add_edk(edk).map_err(|e| message_error(&e))
     }
 
-    /// Finds a data key for `header`, by a key of these rings (of any without
-    /// them), and verifies commitment and header tag with it. Returns the
-    /// opener and the wrapping key's name.
+    /// Wraps a message's data key for another of our keys, and opens the
+    /// result before anybody relies on it: two token calls.
     ///
     /// # Errors
-    /// No key at hand, none of these rings, no EDK that opens, a header that
-    /// was altered, or a token that is away.
-    pub async fn open(
+    /// The key's token is away or refuses, or what it wrapped does not open.
+    pub async fn rewrap(
         &self,
+        key: &Key,
         header: &Header,
-        rings: Option<&[String]>,
-    ) -> Result<(Opener, String), Error> {
+        data_key: &ProvenKey,
+    ) -> Result<Edk, Error> {
+        let holders = self.holders(key)?;
+        // The header's context, whatever a slot or the store may say.
         let required = Context::new();
         let aad = header.keyring_aad(&required);
-        let mut tried = 0;
-        let mut away = None;
-        let mut gone = Vec::new();
-        let mut barred = None;
-        for edk in header.edks() {
-            let Some(parts) = edk.raw_aes_parts() else {
-                continue;
-            };
-            // A token that is away is waited for once, however often a header
-            // names its key.
-            if gone.contains(&parts.key_name) {
-                continue;
-            }
-            let Some((key, holders)) = self.openers(parts.key_name) else {
-                continue;
-            };
-            if let Err(error) = permitted(&key, rings) {
-                barred = Some(error);
-                continue;
-            }
-            let mut doubted = false;
-            while tried < MAX_UNWRAPS {
-                tried += 1;
-                let secret = match holders.unwrap(parts.iv, parts.ciphertext, &aad).await {
-                    Ok(secret) => secret,
-                    // Too long for the token, say: as good as not authentic.
-                    Err(TokenError::BadCiphertext | TokenError::Rejected { .. }) => break,
-                    Err(error) => {
-                        away = Some(Error::from(error));
-                        gone.push(parts.key_name);
-                        break;
-                    }
-                };
-                match header.verify(DataKey::unwrapped(secret), &required) {
-                    Ok(opener) => return Ok((opener, parts.key_name.to_owned())),
-                    // It was authentic to the token, and is not the key: a
-                    // token that garbled it once is asked again before
-                    // anybody is accused.
-                    Err(message::Error::WrongKey) if !doubted => doubted = true,
-                    Err(message::Error::WrongKey) => break,
-                    Err(error) => return Err(message_error(&error)),
-                }
-            }
-        }
-        if let Some(error) = away {
-            return Err(error);
-        }
-        if let Some(error) = barred.filter(|_| tried == 0) {
-            return Err(error);
-        }
-        if tried == 0 {
-            return Err(Error::new(
-                ErrorKind::NoKey,
-                format!(
-                    "it is wrapped for {}, none of which is at hand",
-                    names(header)
-                ),
-            ));
-        }
-        Err(Error::new(
-            ErrorKind::NoKey,
-            format!(
-                "no encrypted data key opens ({}): they were altered, or wrapped by other keys of these names",
-                names(header)
-            ),
-        ))
+        let wrapped = holders
+            .wrap(data_key.secret(), &aad)
+            .await
+            .map_err(Error::from)?;
+        let opened = holders
+            .unwrap(&wrapped.iv, &wrapped.ciphertext, &aad)
+            .await
+            .map_err(Error::from)?;
+        header
+            .verify(DataKey::unwrapped(opened), &required)
+            .map_err(|error| {
+                Error::new(
+                    ErrorKind::TokenAway,
+                    format!("what key {:?} wrapped does not open again", key.name),
+                )
+                .log(error)
+            })?;
+        Edk::raw_aes(&key.name, &wrapped.iv, &wrapped.ciphertext).map_err(|e| message_error(&e))
     }
 
     fn holders(&self, key: &Key) -> Result<Holders, Error> {
@@ -221,12 +178,6 @@ impl Keyring {
                 ),
             )
         })
-    }
-
-    fn openers(&self, key_name: &str) -> Option<(Key, Holders)> {
-        let live = self.read();
-        let key = live.keys.iter().find(|k| k.name == key_name && k.opens())?;
-        Some((key.clone(), live.holders(key)?))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Live> {
@@ -250,17 +201,4 @@ pub fn permitted(key: &Key, rings: Option<&[String]>) -> Result<(), Error> {
         )),
         _ => Ok(()),
     }
-}
-
-fn names(header: &Header) -> String {
-    let mut names: Vec<String> = header
-        .edks()
-        .iter()
-        .map(|edk| match edk.raw_aes_parts() {
-            Some(parts) => format!("{:?}", parts.key_name),
-            None => format!("a key of {:?}", edk.provider_id()),
-        })
-        .collect();
-    names.dedup();
-    names.join(", ")
 }

@@ -32,4 +32,5 @@ pub mod store;
 pub mod supervisor;
 pub mod token;
 pub mod transport;
+pub mod unlock;
 pub mod wipe;

@@ -4,6 +4,7 @@
 use crate::api::{
     Answer, Error, ErrorKind, InspectedKey, Inspection, KeyInfo, ListEntry, ListPage,
 };
+use crate::audit::Event;
 use crate::binding::CONTEXT_CREATED;
 use crate::catalog::Standing;
 use crate::engine::Engine;
@@ -18,17 +19,24 @@ const PAGE: u32 = 1000;
 
 /// Deletes an object, or one version of it. What is not there is deleted
 /// already, as in S3: a request whose answer was lost can be repeated.
+/// `event` is told the store's id of the request, as in all of these.
 ///
 /// # Errors
 /// The store refuses, or the deletion could not be recorded.
-pub async fn delete(engine: &Engine, place: &Place, version: Option<&str>) -> Result<(), Error> {
+pub async fn delete(
+    engine: &Engine,
+    place: &Place,
+    version: Option<&str>,
+    event: &mut Event,
+) -> Result<(), Error> {
     engine.check_reserved(place)?;
     let _guard = engine.lock_place(place).await;
-    engine
+    let deleted = engine
         .store
         .delete(place, version)
         .await
         .map_err(|e| store_error(&e))?;
+    event.s3_request_id = deleted.request_id;
     engine
         .catalog
         .record_delete(&place.bucket, &place.key, version)
@@ -59,7 +67,11 @@ pub struct ListRequest {
 ///
 /// # Errors
 /// The store refuses, or the prefix is reserved.
-pub async fn list(engine: &Engine, request: &ListRequest) -> Result<ListPage, Error> {
+pub async fn list(
+    engine: &Engine,
+    request: &ListRequest,
+    event: &mut Event,
+) -> Result<ListPage, Error> {
     let bucket = &request.bucket;
     if let Some(prefix) = &request.prefix {
         engine.check_reserved(&Place::new(bucket, prefix))?;
@@ -75,6 +87,7 @@ pub async fn list(engine: &Engine, request: &ListRequest) -> Result<ListPage, Er
         )
         .await
         .map_err(|e| store_error(&e))?;
+    event.s3_request_id = page.request_id;
     let visible: Vec<_> = page
         .objects
         .into_iter()
@@ -131,6 +144,7 @@ pub async fn inspect(
     place: &Place,
     version: Option<&str>,
     readers: &str,
+    event: &mut Event,
 ) -> Result<Inspection, Error> {
     engine.check_reserved(place)?;
     let head = engine
@@ -138,6 +152,7 @@ pub async fn inspect(
         .head(place, version)
         .await
         .map_err(|e| store_error(&e))?;
+    event.s3_request_id = head.request_id;
     let header = read_header(engine, place, version.map(str::to_owned)).await?;
     let keys = engine.keyring.keys();
     let message_id = header.message_id().to_string();

@@ -15,7 +15,7 @@ use crate::binding;
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
 use crate::keyring;
-use crate::message::{Draft, SealedHeader, Sealer};
+use crate::message::{Draft, SealedHeader, Sealer, header_slot_name};
 use crate::store::{
     Attributes, METADATA_HEADER, METADATA_MESSAGE_ID, PartBody, Place, StoreError, Stored, Upload,
 };
@@ -128,6 +128,7 @@ pub async fn put(
     event.version_id.clone_from(&stored.version_id);
     event.stored_size = Some(stored.size);
     event.checksum = Some(stored.checksum.clone());
+    event.s3_request_id.clone_from(&stored.request_id);
     let receipt = Receipt {
         bucket: job.place.bucket,
         key: job.place.key,
@@ -281,11 +282,8 @@ impl<'e> Job<'e> {
     /// Written before the object, so that no object exists without one.
     async fn write_header_slot(&self) -> Result<(), Error> {
         let settings = &self.engine.settings;
-        let bucket = settings
-            .keyslot_bucket
-            .as_deref()
-            .unwrap_or(&self.place.bucket);
-        let name = format!("{}{}/0", settings.keyslot_prefix, self.message_id);
+        let bucket = settings.slot_bucket(&self.place.bucket);
+        let name = header_slot_name(&settings.keyslot_prefix, &self.message_id);
         self.engine
             .store
             .put_slot(

@@ -1,13 +1,15 @@
 //! What the agent puts on record besides operations, and what it does for the
 //! log: `watch` sees tokens and keys change, `checkpoints` signs and anchors,
-//! `resolve` finds out what became of operations that a crash cut short.
+//! `denials` keeps refusals from filling it, `resolve` finds out what became of operations that a crash cut short.
 
 mod anchor;
 mod checkpoints;
+mod denials;
 mod resolve;
 mod watch;
 
 pub(super) use checkpoints::{Checkpoints, TokenSigner};
+pub(super) use denials::Denials;
 pub(super) use resolve::resolve;
 pub(super) use watch::Watch;
 
@@ -55,10 +57,10 @@ impl Asked {
     }
 }
 
-/// Records a refusal; durable on return, unless the log cannot be written:
-/// then it is owed. The refusal stands either way.
+/// Records a refusal, or counts it; durable on return, unless the log cannot
+/// be written: then it is owed. The refusal stands either way.
 pub(super) async fn denied(
-    audit: &Audit,
+    app: &App,
     actor: Actor,
     request_id: &str,
     asked: Asked,
@@ -66,12 +68,15 @@ pub(super) async fn denied(
 ) {
     let mut event = Event::new(Kind::Denied).detail(&error.detail);
     event.op = Some(request_id.to_owned());
+    let uid = actor.uid;
     event.peer = Some(actor);
     event.operation = Some(asked.operation);
     event.bucket = asked.bucket;
     event.key = asked.key;
     event.set_result(Err(error.kind));
-    let _ = audit.write(event).await;
+    if let Some(event) = app.denials.admit(uid, event) {
+        let _ = app.audit.write(event).await;
+    }
 }
 
 /// Records that a wrapping key was made.

@@ -65,7 +65,7 @@ pub(super) async fn answer(
                     "request failed"
                 );
                 if error.kind == ErrorKind::Forbidden {
-                    audit::denied(&app.audit, peer.actor(), &request_id, asked, &error).await;
+                    audit::denied(&app, peer.actor(), &request_id, asked, &error).await;
                 }
                 // A HEAD's answer has no body: its client asks for the reason.
                 // Others' refusals would only push out what somebody waits for.

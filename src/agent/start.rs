@@ -243,6 +243,7 @@ impl Server {
             engine,
             metrics: Metrics::new(),
             audit,
+            denials: audit::Denials::default(),
             audit_dir: config.audit_dir(),
             audit_key: config
                 .checkpoint_token()
@@ -299,6 +300,10 @@ impl Server {
         loop {
             let out = tokio::select! {
                 done = &mut serving => {
+                    self.record_changes();
+                    for event in self.app.denials.due(true) {
+                        self.app.audit.send(event);
+                    }
                     // The last checkpoint covers this record.
                     self.app.audit.send(Event::new(Kind::Stop));
                     close.send_replace(true);
@@ -313,7 +318,15 @@ impl Server {
                         stop.send_replace(true);
                         None
                     }
-                    Some((message, fd)) => self.obey(message, fd),
+                    Some((message, fd)) => {
+                        let down = matches!(message, ToServer::WorkerDown { .. });
+                        let answer = self.obey(message, fd);
+                        if down {
+                            // The next worker may be there before the next tick.
+                            self.record_changes();
+                        }
+                        answer
+                    }
                 },
                 Some(stuck) = self.stuck.recv() => self.replace(&stuck),
                 Some(answer) = self.reloads.recv() => {
@@ -428,6 +441,9 @@ impl Server {
     fn record_changes(&mut self) {
         let keyring = &self.app.engine.keyring;
         for event in self.watch.look(&keyring.token_status(), &keyring.keys()) {
+            self.app.audit.send(event);
+        }
+        for event in self.app.denials.due(false) {
             self.app.audit.send(event);
         }
     }

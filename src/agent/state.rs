@@ -25,6 +25,8 @@ pub(super) struct App {
     /// What is counted.
     pub(super) metrics: Arc<Metrics>,
     pub(super) audit: Audit,
+    /// Refusals that have no record yet.
+    pub(super) denials: audit::Denials,
     /// Where it is.
     pub(super) audit_dir: PathBuf,
     /// The key that signs, if one is configured: token and label.

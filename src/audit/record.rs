@@ -214,6 +214,10 @@ pub struct Event {
     /// Records that were lost meanwhile: none of an operation that succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost: Option<u64>,
+    /// Refusals of the same user before this one that have no record of their
+    /// own: too many came at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<u64>,
     /// The log's name, first line of its checkpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,

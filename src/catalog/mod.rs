@@ -216,6 +216,23 @@ impl Catalog {
             .await
     }
 
+    /// The receipt of one message (its id in hexadecimal) that this host stored
+    /// at a place, whether or not it is the current one there.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn message(
+        &self,
+        bucket: &str,
+        key: &str,
+        id: &str,
+    ) -> Result<Option<Receipt>, CatalogError> {
+        let (bucket, key, id) = (bucket.to_owned(), key.to_owned(), message_id(id)?);
+        self.readers
+            .run(move |conn| reader::message(conn, &bucket, &key, &id))
+            .await
+    }
+
     /// Compares a message that the store serves (its id in hexadecimal, its
     /// creation in Unix ms) with what is known of the place.
     ///

@@ -88,6 +88,23 @@ pub(super) fn lookup(
     .optional()
 }
 
+/// One message of a place, by its id.
+pub(super) fn message(
+    conn: &Connection,
+    bucket: &str,
+    key: &str,
+    id: &[u8],
+) -> rusqlite::Result<Option<Receipt>> {
+    conn.prepare_cached(
+        "SELECT NULL, m.version_id, m.etag, m.plaintext_size, m.stored_size,
+                m.checksum, m.message_id, m.wrapping_key, m.created
+         FROM place p JOIN message m ON m.place = p.id
+         WHERE p.bucket = ?1 AND p.key = ?2 AND m.message_id = ?3",
+    )?
+    .query_row(params![bucket, key, id], |row| receipt(row, bucket, key))
+    .optional()
+}
+
 fn receipt(row: &Row<'_>, bucket: &str, key: &str) -> rusqlite::Result<Receipt> {
     let id: Vec<u8> = row.get(6)?;
     Ok(Receipt {

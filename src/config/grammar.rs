@@ -47,12 +47,8 @@ impl File {
             ("[[recipient]]", self.recipient.is_some()),
             ("[[bucket_alias]]", self.bucket_alias.is_some()),
         ];
-        if let Some((name, _)) = tables.iter().find(|(_, set)| *set) {
-            return Some((*name).to_owned());
-        }
-        let compromised = |key: &Key| key.usage == KeyUse::Compromised;
-        let found = self.key.iter().any(compromised);
-        found.then(|| "use = \"compromised\"".to_owned())
+        let found = tables.iter().find(|(_, set)| *set);
+        found.map(|(name, _)| (*name).to_owned())
     }
 }
 
@@ -372,7 +368,7 @@ pub enum KeyUse {
     Decrypt,
     /// Neither.
     Disabled,
-    /// Never tried on its own.
+    /// Unwraps only what the catalogue vouches for: somebody else may have it.
     Compromised,
 }
 
@@ -432,6 +428,12 @@ impl Key {
     #[must_use]
     pub fn opens(&self) -> bool {
         matches!(self.usage, KeyUse::Active | KeyUse::Decrypt)
+    }
+
+    /// Whether it unwraps only what the catalogue vouches for.
+    #[must_use]
+    pub fn is_compromised(&self) -> bool {
+        self.usage == KeyUse::Compromised
     }
 }
 

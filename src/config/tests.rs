@@ -70,10 +70,6 @@ fn settings_of_later_releases_are_refused_not_ignored() {
     for text in ["[recipients]\n", "[[recipient]]\n", "[[bucket_alias]]\n"] {
         refused(&format!("{TOKEN}{KEY}{text}"), &["not implemented"]);
     }
-    refused(
-        &format!("{TOKEN}{KEY}use='compromised'\n"),
-        &["compromised", "not implemented"],
-    );
 }
 
 #[test]

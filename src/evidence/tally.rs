@@ -161,7 +161,10 @@ impl Tally {
         });
         match event.event {
             Kind::Denied => {
-                day.denials += 1;
+                // Some stand for others that came too fast to be written out.
+                let others = event.unrecorded.unwrap_or(0);
+                day.denials += 1 + others;
+                self.denials.total += others;
                 let operation = event.operation.map_or("?", |operation| operation.as_str());
                 self.act(record, operation, "denied");
                 list(&mut self.denials, record, "denied");

@@ -14,7 +14,7 @@ use crate::message::{Layout, Opener};
 use crate::store::{Buffer, ByteRange, Pin, Place, Select};
 
 use super::plan::Chunks;
-use super::proof::{Framed, Proven};
+use super::proof::{Digests, Framed, Proven, digest};
 
 /// The plaintext of an opened object: call [`next`](Self::next) until `None`.
 pub struct PlaintextBody {
@@ -26,6 +26,8 @@ struct Stream {
     engine: Arc<Engine>,
     source: Arc<Source>,
     chunks: Chunks,
+    /// What the fetches to come must bring, if they were made before.
+    digests: Digests,
     in_flight: VecDeque<Fetching>,
 }
 
@@ -54,6 +56,7 @@ impl PlaintextBody {
             layout,
             pin,
             window,
+            digests,
         } = match proven {
             Proven::Framed(framed) => framed,
             Proven::Single { plaintext, .. } => {
@@ -86,6 +89,7 @@ impl PlaintextBody {
                 engine,
                 source,
                 chunks,
+                digests,
                 in_flight,
             }),
         }
@@ -169,9 +173,10 @@ impl Stream {
                 }
             };
             self.chunks.advance();
+            let expected = self.digests.pop_front();
             let (engine, source) = (self.engine.clone(), self.source.clone());
             self.in_flight.push_back(Fetching(tokio::spawn(async move {
-                source.fetch(&engine, frames, buffer).await
+                source.fetch(&engine, frames, buffer, expected).await
             })));
         }
         Ok(())
@@ -188,6 +193,7 @@ impl Source {
         engine: &Engine,
         frames: RangeInclusive<u32>,
         mut buffer: Buffer,
+        expected: Option<[u8; 32]>,
     ) -> Result<Vec<Bytes>, Error> {
         let bytes = self.stored(&frames);
         let select = Select {
@@ -200,6 +206,12 @@ impl Source {
             .fetch(&self.place, select, &mut buffer)
             .await
             .map_err(|e| store_error(&e))?;
+        if expected.is_some_and(|expected| expected != digest(buffer.as_slice())) {
+            return Err(Error::new(
+                ErrorKind::Altered,
+                "the store served other bytes when it was read again",
+            ));
+        }
         self.open(buffer, bytes.start, frames)
     }
 

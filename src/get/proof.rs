@@ -3,19 +3,22 @@
 //! Framed, unsigned: the final frame, at its computed place, is opened first;
 //! the provider cannot have cut or extended the object then. Signed: all of
 //! it is read and verified once before it is read again for release.
-//! Not framed: held in memory until its one tag is verified.
+//! Not framed: held in memory until its one tag is verified. Opened by a
+//! compromised key: all of it is compared with this host's receipt first.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::api::{Error, ErrorKind};
+use crate::api::{Error, ErrorKind, Receipt};
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
 use crate::message::{Layout, Opener};
 use crate::store::{Buffer, ByteRange, Pin, Place, Select};
 
 use super::body::{local, to_usize};
+use super::plan::Chunks;
 use super::{GetRequest, Window};
 
 /// The longest non-framed body, in bytes: it is held in memory until it is
@@ -43,6 +46,19 @@ pub(super) struct Framed {
     pub(super) pin: Pin,
     /// The beginning of the object, if frames in it are still sealed.
     pub(super) window: Option<Buffer>,
+    /// What each fetch must bring, where frames alone prove nothing.
+    pub(super) digests: Digests,
+}
+
+/// SHA-256 of what each fetch of the body brought in the first pass, in
+/// order; empty where there was none. 32 bytes for each `part_size`.
+pub(super) type Digests = VecDeque<[u8; 32]>;
+
+/// The digest that such a fetch is known by.
+pub(super) fn digest(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    out
 }
 
 impl Proven {
@@ -59,13 +75,6 @@ impl Proven {
             Self::Single { pin, .. } => pin,
         }
     }
-
-    pub(super) fn is_signed(&self) -> bool {
-        match self {
-            Self::Framed(framed) => framed.opener.header().is_signed(),
-            Self::Single { .. } => false,
-        }
-    }
 }
 
 pub(super) async fn prove(
@@ -73,6 +82,7 @@ pub(super) async fn prove(
     request: &GetRequest,
     window: Window,
     opener: Arc<Opener>,
+    vouched: Option<Receipt>,
 ) -> Result<Proven, Error> {
     let reader = Reader {
         engine,
@@ -80,6 +90,10 @@ pub(super) async fn prove(
         pin: window.pin.clone(),
         total: window.total,
     };
+    if let Some(receipt) = vouched {
+        drop(window);
+        return reader.vouched(opener, &receipt).await;
+    }
     if !opener.header().is_framed() {
         return reader.single(window, &opener).await;
     }
@@ -88,6 +102,13 @@ pub(super) async fn prove(
         return reader.signed(opener).await;
     }
     reader.framed(window, opener).await
+}
+
+fn forged() -> Error {
+    Error::new(
+        ErrorKind::Altered,
+        "only a compromised key opens it, and it is not what this agent stored: its size, version or checksum is not the receipt's",
+    )
 }
 
 struct Reader<'a> {
@@ -125,6 +146,54 @@ impl Reader<'_> {
             layout,
             pin: self.pin,
             window,
+            digests: Digests::new(),
+        }))
+    }
+
+    /// Two passes for an object that only a compromised key opens: whoever
+    /// has that key can make frames as good as ours, so the ciphertext itself
+    /// is compared with this host's receipt. What the second pass reads must
+    /// be what the first one read: the store may serve each its own.
+    async fn vouched(self, opener: Arc<Opener>, receipt: &Receipt) -> Result<Proven, Error> {
+        let layout = opener.layout(self.total).map_err(|e| message_error(&e))?;
+        let same_tag = match (&receipt.etag, &self.pin.etag) {
+            (Some(ours), Some(theirs)) => ours.trim_matches('"') == theirs.trim_matches('"'),
+            (ours, _) => ours.is_none(),
+        };
+        let same_version =
+            receipt.version_id.is_none() || receipt.version_id == self.pin.version_id;
+        if receipt.stored_size != self.total || !same_tag || !same_version {
+            return Err(forged());
+        }
+        let store = &self.engine.store;
+        let compare = store.compare(self.place, &self.pin, &receipt.checksum);
+        let mut compare = compare.await.map_err(|e| store_error(&e))?;
+        compare.update(opener.header().bytes());
+        let all = 0..layout.plaintext_len();
+        let mut chunks = Chunks::new(&layout, &all, self.engine.settings.part_size);
+        let mut digests = Digests::new();
+        let mut at = opener.header().len() as u64;
+        while let Some(frames) = chunks.peek() {
+            let end = layout.frame_span(*frames.end()).end;
+            let chunk = self.fetch(at, end).await?;
+            compare.update(chunk.as_slice());
+            digests.push_back(digest(chunk.as_slice()));
+            at = end;
+            chunks.advance();
+        }
+        // An empty plaintext's only frame is no part of the body.
+        if at < self.total {
+            compare.update(self.fetch(at, self.total).await?.as_slice());
+        }
+        if !compare.finish() {
+            return Err(forged());
+        }
+        Ok(Proven::Framed(Framed {
+            opener,
+            layout,
+            pin: self.pin,
+            window: None,
+            digests,
         }))
     }
 
@@ -176,6 +245,7 @@ impl Reader<'_> {
             layout,
             pin: self.pin,
             window: None,
+            digests: Digests::new(),
         }))
     }
 

@@ -11,7 +11,7 @@ use super::cursor::{Cursor, Stop};
 use super::edk::Edk;
 use super::error::Error;
 use super::id::MessageId;
-use super::keys::{self, DataKey};
+use super::keys::{self, DataKey, ProvenKey};
 use super::limits::{MAX_EDKS, MAX_FRAME};
 use super::opener::Opener;
 use super::signature::PUBLIC_KEY;
@@ -167,8 +167,27 @@ impl Header {
     /// header). [`Error::Altered`]: the header is not the writer's.
     /// [`Error::Context`]: `required` contradicts a stored pair.
     pub fn verify(&self, data_key: DataKey, required: &Context) -> Result<Opener, Error> {
+        self.check(&data_key, required)
+    }
+
+    /// [`verify`](Self::verify), which gives the data key back, proven to be
+    /// this message's: to be wrapped for another key. `None` for version 1,
+    /// whose header proves nothing of the kind.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn prove(
+        &self,
+        data_key: DataKey,
+        required: &Context,
+    ) -> Result<(Opener, Option<ProvenKey>), Error> {
+        let opener = self.check(&data_key, required)?;
+        let proven = self.is_committed().then(|| ProvenKey::of(data_key));
+        Ok((opener, proven.flatten()))
+    }
+
+    fn check(&self, data_key: &DataKey, required: &Context) -> Result<Opener, Error> {
         let keys = keys::derive(self.suite, &self.message_id, data_key.expose())?;
-        drop(data_key);
         if let Some(ours) = keys.commitment {
             let stored = self.commitment.unwrap_or_default();
             if !bool::from(ours.ct_eq(&stored)) {
@@ -248,7 +267,7 @@ fn parse(input: &mut Cursor<'_>, permit: Permit) -> Result<Header, Stop> {
     })
 }
 
-fn parse_edks(input: &mut Cursor<'_>) -> Result<Vec<Edk>, Stop> {
+pub(super) fn parse_edks(input: &mut Cursor<'_>) -> Result<Vec<Edk>, Stop> {
     let count = usize::from(input.u16()?);
     if count == 0 {
         return Err(Error::altered("no encrypted data key").into());

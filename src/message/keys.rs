@@ -54,6 +54,27 @@ impl FreshKey {
 /// ```
 pub struct DataKey(Bytes);
 
+/// A data key that met a header's commitment and tag: the only kind that is
+/// wrapped for another key (SECURITY rule 9). Only
+/// [`Header::prove`](super::Header::prove) makes one.
+pub struct ProvenKey(Secret32);
+
+impl ProvenKey {
+    /// Suites with commitment have keys of 32 bytes.
+    pub(super) fn of(key: DataKey) -> Option<Self> {
+        match key.0 {
+            Bytes::Full(secret) => Some(Self(secret)),
+            Bytes::Short(_) => None,
+        }
+    }
+
+    /// The key, for wrapping it.
+    #[must_use]
+    pub fn secret(&self) -> &Secret32 {
+        &self.0
+    }
+}
+
 enum Bytes {
     Full(Secret32),
     /// 16 or 24 bytes, which only version 1 suites use.

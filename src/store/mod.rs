@@ -15,6 +15,7 @@ mod body;
 mod buffer;
 mod checksum;
 mod client;
+mod compare;
 mod download;
 mod error;
 mod list;
@@ -28,12 +29,14 @@ mod single;
 mod spool;
 mod tally;
 mod upload;
+mod versions;
 mod wire;
 
 pub use attributes::{Attributes, METADATA_HEADER, METADATA_LIMIT, METADATA_MESSAGE_ID};
 pub use body::PartBody;
 pub use buffer::Buffer;
 pub use client::{Store, Timing};
+pub use compare::Comparison;
 pub use download::{Fetched, Pin, Select};
 pub use error::StoreError;
 pub use list::{ListedObject, ListedUpload, Page};
@@ -46,6 +49,7 @@ pub use single::Stored;
 pub use spool::{Spool, SpoolError, SpoolFile};
 pub use tally::Calls;
 pub use upload::Upload;
+pub use versions::{ListedVersion, VersionMarker, VersionPage};
 
 /// Where an object is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

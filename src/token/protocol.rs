@@ -218,7 +218,7 @@ impl KeySpec {
     #[must_use]
     pub fn of_token(config: &Config, token: &str) -> Vec<Self> {
         let keys = config.keys.iter();
-        keys.filter(|key| key.opens() && key.is_on(token))
+        keys.filter(|key| (key.opens() || key.is_compromised()) && key.is_on(token))
             .map(|key| Self {
                 name: key.name.clone(),
                 label: key.label.clone(),

@@ -1,0 +1,237 @@
+//! Where a header's data key is found: in the header, in a keyslot, or, for
+//! a compromised key, only with the catalogue's word.
+//!
+//! Slots are the store's to forge, swap, hide and repeat. Nothing here
+//! believes them: place and AAD come from the header, the header's commitment
+//! decides, and a bad slot only costs a request and at most one token call.
+
+use crate::api::{Error, ErrorKind};
+use crate::config::Key;
+use crate::engine::Engine;
+use crate::fault::store_error;
+use crate::keyring::{Opened, Search, Trust};
+use crate::message::{Header, MAX_SLOT, Slot, slot_name};
+use crate::store::StoreError;
+
+/// Slots looked at for one message and key: the first, and those behind it
+/// where somebody's garbage lies. Ours: whoever can plant one can plant more,
+/// and each may cost a token call.
+pub const SLOT_DEPTH: usize = 8;
+/// Slots asked for in one search, whatever number of keys is configured.
+/// Ours: each is a request to the store.
+const SLOT_REQUESTS: usize = 32;
+
+/// An opened header, and through what.
+pub struct Unlocked {
+    /// What was opened, by which key.
+    pub opened: Opened,
+    /// Where its EDK was found.
+    pub via: Via,
+}
+
+/// Where an EDK was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// In the header.
+    Header,
+    /// In the header, by a key that others may hold too: the whole object
+    /// has to be compared with the catalogue before a byte of it leaves.
+    Compromised,
+    /// In the keyslot of this name.
+    Slot(String),
+}
+
+/// What the slots of one message and key hold.
+#[derive(Default)]
+pub struct Slots {
+    /// The one that opens, with its name.
+    pub opened: Option<(Opened, String)>,
+    /// The first number under which there is none.
+    pub free: Option<usize>,
+    /// Slots that are not what their names say, with the reason.
+    pub bad: Vec<(String, String)>,
+    /// How many were asked for.
+    pub asked: usize,
+}
+
+/// Finds the data key of a header read from `bucket` (of the object's first
+/// place, for a copy), with keys of these rings. `vouched`: the catalogue
+/// knows the message, so that a compromised key may be tried at all.
+///
+/// # Errors
+/// No key at hand opens it, none of these rings, the header was altered, or
+/// a token or the store is away.
+pub async fn unlock(
+    engine: &Engine,
+    header: &Header,
+    bucket: &str,
+    rings: Option<&[String]>,
+    vouched: bool,
+) -> Result<Unlocked, Error> {
+    let mut search = engine.keyring.search(header, rings);
+    if let Some(opened) = search.embedded(Trust::Good).await? {
+        return Ok(Unlocked {
+            opened,
+            via: Via::Header,
+        });
+    }
+    let mut told = Told::default();
+    // A version 1 message has no commitment to tell a wrong slot by.
+    if header.is_committed() {
+        let mut requests = 0;
+        for key in engine.keyring.slot_keys(rings) {
+            if requests >= SLOT_REQUESTS || !search.may_try() {
+                told.cut = true;
+                break;
+            }
+            let slots = slots_of(engine, &mut search, bucket, &key).await?;
+            requests += slots.asked;
+            if let Some((opened, name)) = slots.opened {
+                return Ok(Unlocked {
+                    opened,
+                    via: Via::Slot(name),
+                });
+            }
+            told.add(&key, slots.bad);
+        }
+    }
+    let compromised = search.compromised();
+    if vouched && let Some(opened) = search.embedded(Trust::Compromised).await? {
+        return Ok(Unlocked {
+            opened,
+            via: Via::Compromised,
+        });
+    }
+    if let (false, Some(key)) = (vouched, compromised.first()) {
+        return Err(search.failure_by_compromised(key));
+    }
+    Err(search.failure(&told.text()))
+}
+
+/// Looks at the slots of one key, in the order of their numbers, until one
+/// opens or there is none.
+///
+/// # Errors
+/// The header was altered.
+pub async fn slots_of(
+    engine: &Engine,
+    search: &mut Search<'_>,
+    bucket: &str,
+    key: &Key,
+) -> Result<Slots, Error> {
+    let settings = &engine.settings;
+    let bucket = settings.slot_bucket(bucket);
+    let id = search.header().message_id();
+    let mut slots = Slots::default();
+    for n in 0..SLOT_DEPTH {
+        if !search.may_try() {
+            break;
+        }
+        let name = slot_name(&settings.keyslot_prefix, id, &key.name, n);
+        slots.asked += 1;
+        let why = match engine.store.get_slot(bucket, &name, MAX_SLOT).await {
+            Ok(bytes) => match try_slot(search, &bytes, key).await? {
+                Ok(opened) => {
+                    slots.opened = Some((opened, name));
+                    break;
+                }
+                Err(why) => why,
+            },
+            Err(StoreError::NoSuchKey { .. }) => {
+                slots.free = Some(n);
+                break;
+            }
+            // Longer than a slot, archived, altered on the way: not ours.
+            Err(
+                error @ (StoreError::Invalid { .. }
+                | StoreError::Archived
+                | StoreError::Corrupt { .. }
+                | StoreError::Changed),
+            ) => error.to_string(),
+            Err(error) => {
+                search.doubt(store_error(&error));
+                break;
+            }
+        };
+        if search.away().is_some() {
+            break;
+        }
+        tracing::warn!(bucket, name, why, "a keyslot is not what its name says");
+        slots.bad.push((name, why));
+    }
+    Ok(slots)
+}
+
+/// What a slot opens, or why it does not.
+async fn try_slot(
+    search: &mut Search<'_>,
+    bytes: &[u8],
+    key: &Key,
+) -> Result<Result<Opened, String>, Error> {
+    let slot = match Slot::parse(bytes) {
+        Ok(slot) => slot,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    if slot.message_id() != search.header().message_id() {
+        return Ok(Err("it is another message's".to_owned()));
+    }
+    let Some(edk) = slot.edk_of(&key.name) else {
+        return Ok(Err("it has no data key of this wrapping key".to_owned()));
+    };
+    Ok(search
+        .attempt(edk, Trust::Good)
+        .await?
+        .ok_or_else(|| "its data key does not open the message".to_owned()))
+}
+
+/// What the search among slots came to, for the one who asked.
+#[derive(Default)]
+struct Told {
+    missing: Vec<String>,
+    bad: Vec<String>,
+    cut: bool,
+}
+
+impl Told {
+    /// Names in an error's text, at most.
+    const MOST: usize = 4;
+
+    fn add(&mut self, key: &Key, bad: Vec<(String, String)>) {
+        if bad.is_empty() {
+            self.missing.push(format!("{:?}", key.name));
+        }
+        self.bad
+            .extend(bad.into_iter().map(|(name, why)| format!("{name} ({why})")));
+    }
+
+    fn text(mut self) -> String {
+        self.bad.truncate(Self::MOST);
+        let mut text = String::new();
+        if !self.missing.is_empty() {
+            text += &format!("; it has no keyslot for {}", self.missing.join(", "));
+        }
+        if !self.bad.is_empty() {
+            text += &format!("; these keyslots do not open it: {}", self.bad.join(", "));
+        }
+        if self.cut {
+            text += "; further keyslots were not tried";
+        }
+        text
+    }
+}
+
+impl Search<'_> {
+    /// Why a compromised key was not tried.
+    fn failure_by_compromised(self, key: &str) -> Error {
+        if let Some(error) = self.away() {
+            return Error::new(error.kind, error.detail.clone());
+        }
+        Error::new(
+            ErrorKind::NoKey,
+            format!(
+                "only the compromised key {key:?} opens it, and this agent has no receipt for it: anybody with that key could have written it"
+            ),
+        )
+        .hint("read it on the host that stored it, or restore that host's catalogue; `strongroom cp` then makes a new message")
+    }
+}
