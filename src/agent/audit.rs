@@ -59,13 +59,7 @@ impl Asked {
 
 /// Records a refusal, or counts it; durable on return, unless the log cannot
 /// be written: then it is owed. The refusal stands either way.
-pub(super) async fn denied(
-    app: &App,
-    actor: Actor,
-    request_id: &str,
-    asked: Asked,
-    error: &Error,
-) {
+pub(super) async fn denied(app: &App, actor: Actor, request_id: &str, asked: Asked, error: &Error) {
     let mut event = Event::new(Kind::Denied).detail(&error.detail);
     event.op = Some(request_id.to_owned());
     let uid = actor.uid;
