@@ -9,6 +9,7 @@ pub mod api;
 pub mod audit;
 pub mod binding;
 pub mod catalog;
+pub mod ceremony;
 pub mod cli;
 pub mod client;
 pub mod components;

@@ -36,6 +36,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("verify", Floor::Operations),
     ("retire", Floor::Operations),
     ("recover", Floor::Operations),
+    ("ceremony", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),
@@ -51,6 +52,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
     // Grants are written in the words of operations.
     ("config", "api"),
+    // A sealed key travels through the agent.
+    ("api", "transport"),
     // What they combine and carry are keys.
     ("components", "secret"),
     ("transport", "secret"),

@@ -63,13 +63,7 @@ impl Asked {
 
 /// Records a refusal, or counts it; durable on return, unless the log cannot
 /// be written: then it is owed. The refusal stands either way.
-pub(super) async fn denied(
-    app: &App,
-    actor: Actor,
-    request_id: &str,
-    asked: Asked,
-    error: &Error,
-) {
+pub(super) async fn denied(app: &App, actor: Actor, request_id: &str, asked: Asked, error: &Error) {
     let mut event = Event::new(Kind::Denied).detail(&error.detail);
     event.op = Some(request_id.to_owned());
     let uid = actor.uid;
@@ -97,6 +91,25 @@ pub(super) async fn generated(
     event.wrapping_key = Some(name.clone());
     event.check_value = check_value;
     event.state = Some("generated".to_owned());
+    app.audit.write(event).await.map(|_| ())
+}
+
+/// Records a step of a key's import; the check value is the one that was
+/// computed where the key was sealed, and proved here.
+pub(super) async fn imported(
+    app: &App,
+    actor: Actor,
+    token: &str,
+    label: &str,
+    state: &str,
+    check_value: Option<String>,
+) -> Result<(), Error> {
+    let mut event = Event::new(Kind::Key);
+    event.peer = Some(actor);
+    event.token = Some(token.to_owned());
+    event.wrapping_key = Some(label.to_owned());
+    event.check_value = check_value;
+    event.state = Some(state.to_owned());
     app.audit.write(event).await.map(|_| ())
 }
 

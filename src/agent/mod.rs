@@ -7,6 +7,7 @@ mod evidence;
 mod grants;
 mod keys;
 mod lines;
+mod import;
 mod metrics;
 mod objects;
 mod peer;

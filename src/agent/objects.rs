@@ -349,7 +349,6 @@ pub(super) async fn inspect(
     let app = &granted.app;
     let readers = app.policy.current().readers(&place);
     let event = op.event();
-    let outcome =
-        objects::inspect(&app.engine, &place, version.as_deref(), &readers, event).await;
+    let outcome = objects::inspect(&app.engine, &place, version.as_deref(), &readers, event).await;
     reply::json(StatusCode::OK, &op.finish(outcome).await?)
 }

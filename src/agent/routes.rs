@@ -18,6 +18,7 @@ use super::audit::{self, Asked};
 use super::catalog;
 use super::evidence;
 use super::grants;
+use super::import;
 use super::keys;
 use super::metrics::{self, Timer};
 use super::objects::{self, Granted};
@@ -197,6 +198,11 @@ async fn route(
             admin().map_err(refused)?;
             catalog::answer(app, peer, request_id).await
         }
+        (&Method::POST, "/v1/keys/import") => {
+            admin().map_err(refused)?;
+            let wanted = read_json(body, "a step of a key's import").await?;
+            import::answer(app, peer, wanted).await
+        }
         (&Method::POST, "/v1/reload") => {
             admin().map_err(refused)?;
             reload(app).await
@@ -236,8 +242,8 @@ async fn route(
         }
         (
             _,
-            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/retire"
-            | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test" | "/v1/metrics"
+            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/import"
+            | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test" | "/v1/metrics"
             | "/v1/verify" | "/v1/catalog" | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
         (_, "/v1/uploads") => {

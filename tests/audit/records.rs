@@ -69,7 +69,14 @@ fn rule_28_what_was_done_is_on_record_and_nothing_of_what_was_in_it() {
     let has_check_value = hsm.kind() == TokenKind::SoftHsm;
     assert_eq!(put.check_value.is_some(), has_check_value);
     assert!(put.message_id.is_some() && put.checksum.is_some() && put.duration_us.is_some());
-    for kind in [Kind::Put, Kind::Get, Kind::Head, Kind::Inspect, Kind::List, Kind::Delete] {
+    for kind in [
+        Kind::Put,
+        Kind::Get,
+        Kind::Head,
+        Kind::Inspect,
+        Kind::List,
+        Kind::Delete,
+    ] {
         let done = all.iter().find(|r| {
             let event = &r.event;
             event.event == kind
@@ -78,7 +85,10 @@ fn rule_28_what_was_done_is_on_record_and_nothing_of_what_was_in_it() {
         });
         let event = done.map(|r| &r.event);
         assert!(
-            event.is_some_and(|event| event.s3_request_id.as_ref().is_some_and(|id| !id.is_empty())),
+            event.is_some_and(|event| event
+                .s3_request_id
+                .as_ref()
+                .is_some_and(|id| !id.is_empty())),
             "{kind:?}: {event:?}"
         );
     }
@@ -284,7 +294,10 @@ fn a_second_sink_gets_each_record_and_holds_nothing_up() {
     while seen.len() < 2 {
         let len = journal.recv(&mut room).expect("no record came");
         let text = String::from_utf8_lossy(&room[..len]).into_owned();
-        assert!(text.starts_with("SYSLOG_IDENTIFIER=strongroom-audit\n"), "{text}");
+        assert!(
+            text.starts_with("SYSLOG_IDENTIFIER=strongroom-audit\n"),
+            "{text}"
+        );
         if text.contains(id) {
             seen.push(text);
         }

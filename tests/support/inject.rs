@@ -255,7 +255,11 @@ impl Flushes {
             if why != AT_CALL {
                 // A signal of its own, which it shall have; not our interrupt.
                 let own = status >> 16 == 0 && why != libc::SIGTRAP;
-                signal = if own { usize::try_from(why).unwrap() } else { 0 };
+                signal = if own {
+                    usize::try_from(why).unwrap()
+                } else {
+                    0
+                };
                 continue;
             }
             let mut set = registers(tid);

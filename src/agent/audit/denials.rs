@@ -125,6 +125,11 @@ mod tests {
         for uid in 0..3000 {
             assert!(uid > 2000 || denials.admit(uid, Event::new(Kind::Denied)).is_some());
         }
-        assert!(denials.0.lock().is_ok_and(|users| users.len() <= MAX_USERS + 1));
+        assert!(
+            denials
+                .0
+                .lock()
+                .is_ok_and(|users| users.len() <= MAX_USERS + 1)
+        );
     }
 }
