@@ -9,6 +9,7 @@ mod grants;
 mod operation;
 mod retire;
 mod verify;
+mod rewrap;
 
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
@@ -22,8 +23,11 @@ pub use retire::{
     RetireRequest,
 };
 pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
+pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
 
 use serde::{Deserialize, Serialize};
+
+use crate::transport::{Fingerprint, OaepHash, Sealed};
 
 /// Request and response headers that are ours; lower case, as `http` wants.
 pub mod header {
@@ -154,6 +158,9 @@ pub struct Inspection {
     pub context: Vec<(String, String)>,
     /// Who can open it.
     pub encrypted_data_keys: Vec<InspectedKey>,
+    /// Keyslots and packs beside the object: who can open it as well.
+    #[serde(default)]
+    pub keyslots: Vec<InspectedSlot>,
     /// How it compares with the catalogue: `current`, `superseded`, `unknown`.
     pub catalogue: String,
     /// What of the above was cryptographically verified: never anything here
@@ -178,6 +185,17 @@ pub struct InspectedKey {
     /// Who holds it, in words.
     #[serde(default)]
     pub holder: String,
+}
+
+/// A keyslot of an inspected object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectedSlot {
+    /// The wrapping key's name.
+    pub name: String,
+    /// The slot's or pack's name in the store.
+    pub slot: String,
+    /// Whether this agent is configured with that key.
+    pub at_hand: bool,
 }
 
 /// One of the six questions of custody.
@@ -387,4 +405,47 @@ pub struct GenerateKey {
     /// Not a wrapping key, but one that signs checkpoints and reports.
     #[serde(default)]
     pub audit: bool,
+}
+
+/// `POST /v1/keys/import`: one step of importing a key into a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportKey {
+    /// CKA_LABEL of the key to be.
+    pub label: String,
+    /// The configured name of the token.
+    pub token: String,
+    /// Which step.
+    #[serde(flatten)]
+    pub step: ImportStep,
+}
+
+/// A step of an import.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum ImportStep {
+    /// Make the RSA pair that the key is sealed for: answered with
+    /// [`ImportBegun`].
+    Begin,
+    /// Unwrap the sealed key: answered with its [`KeyInfo`].
+    Finish {
+        /// The fingerprint of the pair that it was sealed for.
+        pair: Fingerprint,
+        /// The hash of RSA-OAEP.
+        hash: OaepHash,
+        /// The sealed key.
+        sealed: Sealed,
+        /// Its check value, as computed where it was sealed.
+        check_value: [u8; 3],
+    },
+    /// Destroy the pair.
+    Cancel,
+}
+
+/// An import has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportBegun {
+    /// The public half, in PEM (SPKI).
+    pub public_key: String,
+    /// The hash of RSA-OAEP that the token takes.
+    pub hash: OaepHash,
 }

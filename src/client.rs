@@ -5,12 +5,14 @@
 //! given up takes nothing else with it.
 
 mod lines;
+mod rewrap;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod wire;
 
 pub use lines::Lines;
+pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 
 use std::path::{Path, PathBuf};
@@ -21,8 +23,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{
-    Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, Inspection,
-    KeyDetail, KeyInfo, ListPage, Receipt, RetireLine, RetireRequest, Status, VerifyLine,
+    Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, ImportKey,
+    Inspection, KeyDetail, KeyInfo, ListPage, Receipt, RetireLine, RetireRequest, Status, VerifyLine,
     VerifyRequest, header,
 };
 use wire::{encode, problem};
@@ -277,6 +279,20 @@ impl Client {
     pub async fn catalog(&self) -> Result<Lines<serde_json::Value>, Error> {
         let answer = self.call(Method::GET, "/v1/catalog", Upload::empty());
         Ok(Lines::new(answer.await?))
+    }
+
+    /// Takes a step of a key's import; the answer is the step's own.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn import_key<T: serde::de::DeserializeOwned>(
+        &self,
+        request: &ImportKey,
+    ) -> Result<T, Error> {
+        self.call(Method::POST, "/v1/keys/import", json_body(request)?)
+            .await?
+            .json()
+            .await
     }
 
     /// The grants in force.

@@ -2,7 +2,7 @@
 //! inspect.
 
 use crate::api::{
-    Answer, Error, ErrorKind, InspectedKey, Inspection, KeyInfo, ListEntry, ListPage,
+    Answer, Error, ErrorKind, InspectedKey, InspectedSlot, Inspection, KeyInfo, ListEntry, ListPage,
 };
 use crate::audit::Event;
 use crate::binding::CONTEXT_CREATED;
@@ -11,6 +11,7 @@ use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
 use crate::message::{Edk, Header, Parsed, Permit};
 use crate::store::{ByteRange, Place, Select};
+use crate::unlock;
 
 /// The longest header we read, in bytes (SECURITY rule 4).
 const MAX_HEADER: usize = 64 << 10;
@@ -166,6 +167,15 @@ pub async fn inspect(
         .classify(&place.bucket, &place.key, &message_id, created)
         .await
         .map_err(|e| Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(e))?;
+    let keyslots = unlock::told(engine, &header, place)
+        .await
+        .into_iter()
+        .map(|(name, slot)| InspectedSlot {
+            at_hand: keys.iter().any(|key| key.name == name && key.ready),
+            name,
+            slot,
+        })
+        .collect();
     let encrypted_data_keys: Vec<InspectedKey> = header
         .edks()
         .iter()
@@ -206,6 +216,7 @@ pub async fn inspect(
             .collect(),
         questions: questions(engine, &header, &encrypted_data_keys, &keys, readers),
         encrypted_data_keys,
+        keyslots,
         catalogue: match standing {
             Standing::Unknown => "unknown",
             Standing::Current(_) => "current",
@@ -278,6 +289,12 @@ fn rotation(edks: &[InspectedKey], keys: &[KeyInfo]) -> String {
     let mut text = "the data key with every write".to_owned();
     for edk in edks.iter().filter(|edk| edk.token.is_some()) {
         let key = keys.iter().find(|key| key.name == edk.name);
+        if key.is_some_and(|key| key.usage == "compromised") {
+            text.push_str(&format!(
+                "; {}: compromised, so what it wrapped is read only as this agent's receipt has it, until it is copied into a new message",
+                edk.name
+            ));
+        }
         match key.and_then(|key| key.cryptoperiod_seconds) {
             Some(period) => {
                 let days = period / DAY;

@@ -12,7 +12,7 @@ pub use crate::token::RecoveryKey;
 pub use keys::{Key, KeyError, read_private_key};
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -23,7 +23,7 @@ use crate::api::{self, ErrorKind};
 use crate::binding::{self, CONTEXT_BUCKET, CONTEXT_CREATED, CONTEXT_KEY};
 use crate::fault::message_error;
 use crate::message::{
-    self, Context, Edk, Header, Layout, Opener, Parsed, Permit, limits::MAX_HEADER,
+    self, Context, Edk, Header, Layout, MAX_SLOT, Opener, Parsed, Permit, Slot, limits::MAX_HEADER,
     limits::MAX_SIGNATURE, limits::MAX_SINGLE,
 };
 use crate::store::Place;
@@ -67,6 +67,8 @@ pub struct Object {
     file: File,
     len: u64,
     header: Header,
+    /// Out of a keyslot.
+    further: Vec<Edk>,
 }
 
 /// What is proved of an object, once it is unlocked.
@@ -128,7 +130,37 @@ impl Object {
                 return Err(message::Error::Truncated("it ends in its header".to_owned()).into());
             }
         };
-        Ok(Self { file, len, header })
+        Ok(Self {
+            file,
+            len,
+            header,
+            further: Vec::new(),
+        })
+    }
+
+    /// Takes a downloaded keyslot, whose encrypted data keys are tried after
+    /// the object's own. It is not believed: what it opens to must meet the
+    /// header's commitment.
+    ///
+    /// # Errors
+    /// There is no such file, or it is no keyslot of this message.
+    pub fn add_keyslot(&mut self, path: &Path) -> Result<(), Error> {
+        let file = File::open(path)?;
+        let mut bytes = Vec::new();
+        file.take(MAX_SLOT as u64 + 1).read_to_end(&mut bytes)?;
+        let slot = Slot::parse(&bytes)?;
+        if slot.message_id() != self.header.message_id() {
+            let detail = format!(
+                "the keyslot is message {}'s, not {}'s",
+                slot.message_id(),
+                self.header.message_id()
+            );
+            return Err(api::Error::new(ErrorKind::Elsewhere, detail)
+                .hint("fetch the keyslot that is named like the object's message id")
+                .into());
+        }
+        self.further.extend_from_slice(slot.edks());
+        Ok(())
     }
 
     /// Opens the header with `key`, holds its context against the `expected`
@@ -138,7 +170,8 @@ impl Object {
     /// # Errors
     /// See [`Error`]; nothing was released.
     pub fn unlock(self, key: &mut Key, expected: Option<(&str, &str)>) -> Result<Unlocked, Error> {
-        let (opener, edk) = open_header(&self.header, key)?;
+        let edks = self.header.edks().iter().chain(&self.further);
+        let (opener, edk) = open_header(&self.header, edks.collect(), key)?;
         let facts = facts(&self.header, &edk, key);
         if let Some((bucket, name)) = expected {
             let place = Place::new(bucket, name);
@@ -150,7 +183,9 @@ impl Object {
                 }
             })?;
         }
-        let Self { file, len, header } = self;
+        let Self {
+            file, len, header, ..
+        } = self;
         let (body, length) = if !header.is_framed() {
             let text = open_single(&file, len, &opener)?;
             let length = text.len() as u64;
@@ -205,16 +240,16 @@ impl Unlocked {
 }
 
 /// Finds the encrypted data key that `key` opens, and verifies the header.
-fn open_header(header: &Header, key: &mut Key) -> Result<(Opener, Edk), Error> {
+fn open_header(header: &Header, edks: Vec<&Edk>, key: &mut Key) -> Result<(Opener, Edk), Error> {
     let none = Context::new();
     let aad = header.keyring_aad(&none);
     let mut misfit = false;
-    for edk in header.edks() {
+    for edk in &edks {
         let Some(data_key) = key.open(edk, &aad)? else {
             continue;
         };
         match header.verify(data_key, &none) {
-            Ok(opener) => return Ok((opener, edk.clone())),
+            Ok(opener) => return Ok((opener, (*edk).clone())),
             // Somebody else's; another of them may fit (SECURITY.md 4).
             Err(message::Error::WrongKey) => misfit = true,
             Err(error) => return Err(error.into()),
@@ -226,8 +261,8 @@ fn open_header(header: &Header, key: &mut Key) -> Result<(Opener, Edk), Error> {
         );
         return Err(error.into());
     }
-    let wanted: Vec<String> = header.edks().iter().map(describe).collect();
-    let fitting = header.edks().iter().any(|edk| key.is_for(edk));
+    let wanted: Vec<String> = edks.iter().map(|edk| describe(edk)).collect();
+    let fitting = edks.iter().any(|edk| key.is_for(edk));
     Err(Error::WrongKey {
         detail: match fitting {
             true => format!("{} does not open this object", key.kind()),

@@ -31,10 +31,12 @@ const FLOORS: &[(&str, Floor)] = &[
     ("put", Floor::Operations),
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
+    ("rotate", Floor::Operations),
     ("evidence", Floor::Operations),
     ("verify", Floor::Operations),
     ("retire", Floor::Operations),
     ("recover", Floor::Operations),
+    ("ceremony", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),
@@ -50,6 +52,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
     // Grants are written in the words of operations.
     ("config", "api"),
+    // A sealed key travels through the agent.
+    ("api", "transport"),
     // What they combine and carry are keys.
     ("components", "secret"),
     ("transport", "secret"),

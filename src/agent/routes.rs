@@ -18,6 +18,7 @@ use super::audit::{self, Asked};
 use super::catalog;
 use super::evidence;
 use super::grants;
+use super::import;
 use super::keys;
 use super::metrics::{self, Timer};
 use super::objects::{self, Granted};
@@ -25,6 +26,7 @@ use super::peer::Peer;
 use super::policy::{Ask, Denied};
 use super::reply::{self, Body};
 use super::request::{self, Query, Target, malformed};
+use super::rewrap;
 use super::state::App;
 use super::verify;
 
@@ -196,6 +198,11 @@ async fn route(
             admin().map_err(refused)?;
             catalog::answer(app, peer, request_id).await
         }
+        (&Method::POST, "/v1/keys/import") => {
+            admin().map_err(refused)?;
+            let wanted = read_json(body, "a step of a key's import").await?;
+            import::answer(app, peer, wanted).await
+        }
         (&Method::POST, "/v1/reload") => {
             admin().map_err(refused)?;
             reload(app).await
@@ -212,18 +219,33 @@ async fn route(
             admin().map_err(refused)?;
             grants::test(&policy, &query)
         }
+        (&Method::POST, "/v1/rewrap") => {
+            let options = match rewrap::options(&query) {
+                Ok(options) => options,
+                Err(error) => {
+                    policy
+                        .somewhere(subject, Operation::Rewrap)
+                        .map_err(refused)?;
+                    return Err(error);
+                }
+            };
+            let ask = Ask::at(Operation::Rewrap, &options.bucket, &options.prefix);
+            let granted = Granted {
+                rights: policy.decide(subject, &ask).map_err(refused)?,
+                app: app.clone(),
+                permit: permit(app)?,
+                request_id: request_id.to_owned(),
+                peer: peer.clone(),
+                timer: Arc::clone(timer),
+            };
+            rewrap::answer(granted, options, &parts.headers, body).await
+        }
         (
             _,
-            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/retire"
-            | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test" | "/v1/metrics"
-            | "/v1/verify" | "/v1/catalog",
+            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/import"
+            | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test" | "/v1/metrics"
+            | "/v1/verify" | "/v1/catalog" | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
-        (_, "/v1/rewrap") => {
-            policy
-                .somewhere(subject, Operation::Rewrap)
-                .map_err(refused)?;
-            Err(not_implemented(&path))
-        }
         (_, "/v1/uploads") => {
             admin().map_err(refused)?;
             Err(not_implemented(&path))

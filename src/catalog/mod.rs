@@ -8,6 +8,7 @@
 mod dependents;
 mod error;
 mod reader;
+mod rewrap;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ mod writer;
 
 pub use dependents::{Dependent, Entry};
 pub use error::CatalogError;
+pub use rewrap::{Checkpoint, Unpacked};
 
 use std::path::Path;
 use std::sync::Arc;

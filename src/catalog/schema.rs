@@ -87,6 +87,20 @@ pub(super) const MIGRATIONS: &[&str] = &[
         since           INTEGER NOT NULL,     -- Unix ms
         PRIMARY KEY (kind, id, wrapping_key)
     ) STRICT;
+    CREATE TABLE rewrap (
+        run             TEXT PRIMARY KEY,     -- what is rewrapped, as JSON
+        after           TEXT NOT NULL,        -- all versions of keys up to this are through
+        position        INTEGER NOT NULL,     -- items of the list that are through
+        counts          TEXT NOT NULL,        -- what they came to, as JSON
+        updated         INTEGER NOT NULL      -- Unix ms
+    ) STRICT;
+    CREATE TABLE unpacked (                   -- wrapped anew, not yet in a pack
+        target          TEXT NOT NULL,        -- the wrapping key's configured name
+        message_id      BLOB NOT NULL,
+        iv              BLOB NOT NULL,
+        ciphertext      BLOB NOT NULL,
+        PRIMARY KEY (target, message_id)
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 

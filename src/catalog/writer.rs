@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use super::{CanaryRow, CatalogError, WrapsRow, schema, wraps};
+use super::{CanaryRow, CatalogError, WrapsRow, rewrap, schema, wraps};
 use crate::api::Receipt;
 
 /// Most changes in one transaction. Bounds how long the first of them waits
@@ -42,6 +42,8 @@ pub(super) enum Change {
     Canary(String, CanaryRow),
     /// Further wraps under a wrapping key.
     Wraps { key: String, count: u64 },
+    /// Keyslots are being written.
+    Rewrap(rewrap::Change),
 }
 
 /// A message id as stored: its bytes.
@@ -219,6 +221,7 @@ fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
         Change::Wraps { key, count } => {
             return Ok(Effect::Wraps(wraps::reserve(tx, key, *count)?));
         }
+        Change::Rewrap(change) => rewrap::apply(tx, change, now)?,
     }
     Ok(Effect::Made)
 }

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
     audit, catalog, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put,
-    recover, rm, token, verify,
+    recover, rewrap, rm, token, verify,
 };
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
@@ -78,6 +78,8 @@ pub(super) enum Command {
     Mv(cp::MvArgs),
     /// Verify what is stored: whether a recipient could open it
     Verify(verify::VerifyArgs),
+    /// Make objects open by another wrapping key, without touching them
+    Rewrap(rewrap::RewrapArgs),
     /// Open a downloaded object offline, with an escrow key or a key's components
     Recover(recover::RecoverArgs),
     /// Wrapping keys: generate, list, show, rotate, disable, retire
@@ -134,7 +136,7 @@ mod tests {
 
     #[test]
     fn commands_of_later_releases_are_unknown() {
-        for command in ["archive", "rewrap", "server", "token-worker"] {
+        for command in ["archive", "server", "token-worker"] {
             let error = Cli::try_parse_from(["strongroom", command]).err().unwrap();
             assert_eq!(error.kind(), clap::error::ErrorKind::InvalidSubcommand);
         }

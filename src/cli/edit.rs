@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
-use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
+use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value, value};
 
 use super::failure::{CONFIG, Failure};
 use crate::config::Config;
@@ -19,6 +19,8 @@ pub(super) struct NewKey<'a> {
     pub(super) ring: Option<&'a str>,
     /// Not a wrapping key, but the one that signs checkpoints.
     pub(super) audit: bool,
+    /// Not generated in its token; it may be on several.
+    pub(super) imported: bool,
 }
 
 /// A change of the configuration, checked and not yet made.
@@ -107,14 +109,41 @@ fn with_key(text: &str, key: &NewKey<'_>) -> Result<String, String> {
             table.insert(name, value(text));
         }
     }
+    if key.imported {
+        table.insert("imported", value(true));
+    }
     let keys = document
         .entry("key")
         .or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
     let Some(keys) = keys.as_array_of_tables_mut() else {
         return Err("its keys are not written as [[key]] tables".into());
     };
-    keys.push(table);
+    let same = keys.iter_mut().find(|other| {
+        let is = |field: &str, text: &str| other.get(field).and_then(Item::as_str) == Some(text);
+        let imported = other.get("imported").and_then(Item::as_bool);
+        is("name", key.name) && is("label", key.label) && imported == Some(true)
+    });
+    match same {
+        // The same key on a further token.
+        Some(other) if key.imported => add_token(other, key.token)?,
+        _ => keys.push(table),
+    }
     Ok(document.to_string())
+}
+
+/// Names one more token of a key that is on several.
+fn add_token(key: &mut Table, token: &str) -> Result<(), String> {
+    let mut tokens = match key.get("token").and_then(Item::as_value) {
+        Some(Value::String(one)) => Array::from_iter([one.value().as_str()]),
+        Some(Value::Array(several)) => several.clone(),
+        _ => return Err("its token is not written as a name or a list of names".into()),
+    };
+    if tokens.iter().any(|other| other.as_str() == Some(token)) {
+        return Err(format!("the key is already on token {token:?}"));
+    }
+    tokens.push(token);
+    key.insert("token", value(tokens));
+    Ok(())
 }
 
 /// Sets what `[audit]` says of the key that signs checkpoints.
@@ -166,6 +195,7 @@ mod tests {
         label: "archive-2026",
         ring: None,
         audit: false,
+        imported: false,
     };
 
     #[test]
@@ -200,6 +230,34 @@ mod tests {
         assert_eq!(text.replacen(added, "", 1), CONFIGURATION);
         let config = Config::parse(&text, Path::new("x")).unwrap();
         assert_eq!(config.keys.len(), 2);
+    }
+
+    #[test]
+    fn an_imported_key_says_so_and_a_second_token_joins_the_first() {
+        let key = |token| NewKey {
+            imported: true,
+            token,
+            ..KEY
+        };
+        let first = with_key(CONFIGURATION, &key("primary")).unwrap();
+        assert!(
+            first.contains("use = \"active\"\nimported = true\n"),
+            "{first}"
+        );
+        let both = with_key(&first, &key("standby")).unwrap();
+        assert!(
+            both.contains("token = [\"primary\", \"standby\"]"),
+            "{both}"
+        );
+        assert_eq!(
+            both.matches("archive-2026").count(),
+            first.matches("archive-2026").count()
+        );
+        let again = with_key(&both, &key("standby")).unwrap_err();
+        assert!(again.contains("already"), "{again}");
+        // A key that was generated is no other's double.
+        let other = with_key(&first, &KEY).unwrap();
+        assert!(Config::parse(&other, Path::new("x")).is_err());
     }
 
     #[test]

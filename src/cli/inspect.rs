@@ -78,6 +78,17 @@ fn text(place: &S3Url, found: &Inspection) -> String {
         let name = format!("{} / {} ({held})", key.provider, key.name);
         field("wrapped by", &name);
     }
+    for slot in &found.keyslots {
+        let held = if slot.at_hand {
+            "at hand"
+        } else {
+            "not at hand"
+        };
+        field(
+            "keyslot for",
+            &format!("{} ({held}): {}", slot.name, slot.slot),
+        );
+    }
     for answer in &found.questions {
         lines.push(String::new());
         lines.push(shown(&answer.question));

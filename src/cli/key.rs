@@ -14,6 +14,7 @@ use super::edit::{self, NewKey};
 use super::failure::{CONFIG, Failure};
 use super::status::key_line;
 use super::ui::{Ui, shown, size};
+use super::{components, import};
 use crate::admin;
 use crate::api::{Error, ErrorKind, GenerateKey, KeyDetail, KeyInfo};
 use crate::client::Client;
@@ -29,6 +30,10 @@ pub(super) struct KeyArgs {
 enum Action {
     /// Generate a key in a token and enter it into the configuration
     Generate(GenerateArgs),
+    /// Bring a key from outside into a token: a ceremony of several people
+    Import(import::ImportArgs),
+    /// Components of a key, for its custodians
+    Components(components::ComponentsArgs),
     /// List the configured wrapping keys
     List,
     /// Show a wrapping key: attributes as the token reports them, age, wraps, and what depends on it
@@ -65,6 +70,8 @@ struct GenerateArgs {
 pub(super) async fn run(ui: &Ui, args: KeyArgs) -> Result<(), Failure> {
     match args.action {
         Action::Generate(args) => generate(ui, &args).await,
+        Action::Import(args) => import::run(ui, args).await,
+        Action::Components(args) => components::run(ui, args),
         Action::List => {
             for key in keys(ui).await? {
                 if ui.is_json() {
@@ -168,6 +175,7 @@ async fn generate(ui: &Ui, args: &GenerateArgs) -> Result<(), Failure> {
             label,
             ring: args.ring.as_deref(),
             audit: args.audit,
+            imported: false,
         },
     )?;
     let client = Client::new(&ui.socket(Some(&config.agent.socket)));
@@ -226,7 +234,7 @@ async fn generate(ui: &Ui, args: &GenerateArgs) -> Result<(), Failure> {
     ))
 }
 
-async fn reload(
+pub(super) async fn reload(
     client: &Client,
     change: &edit::Change,
     path: &Path,
@@ -249,7 +257,7 @@ async fn reload(
 }
 
 /// The key is there, the configuration does not name it.
-fn orphaned(failure: Failure, label: &str) -> Failure {
+pub(super) fn orphaned(failure: Failure, label: &str) -> Failure {
     failure.and(&format!(
         "; the token holds the new key under the label {label:?}"
     ))

@@ -16,6 +16,7 @@ mod args;
 mod audit;
 mod catalog;
 mod completions;
+mod components;
 mod cp;
 mod doctor;
 mod edit;
@@ -24,6 +25,7 @@ mod failure;
 mod get;
 mod grants;
 mod hidden;
+mod import;
 mod inspect;
 mod key;
 mod ls;
@@ -32,6 +34,7 @@ mod place;
 mod progress;
 mod put;
 mod recover;
+mod rewrap;
 mod rm;
 mod source;
 mod status;
@@ -101,6 +104,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
         Command::Verify(args) => block_on(verify::run(&ui, args)),
         Command::Recover(args) => block_on(recover::run(&ui, args)),
+        Command::Rewrap(args) => block_on(rewrap::run(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
         Command::Catalog(args) => block_on(catalog::run(&ui, args)),
         Command::Audit(args) => block_on(audit::run(&ui, args)),

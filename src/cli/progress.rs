@@ -29,6 +29,47 @@ impl Progress {
         Self(bar)
     }
 
+    /// For a number of things, which [`expect`](Self::expect) may tell later.
+    pub(super) fn count(ui: &Ui, name: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        if ui.shows_progress() {
+            if let Ok(style) =
+                ProgressStyle::with_template("{msg} {spinner} {pos} {per_sec} {elapsed}")
+            {
+                bar.set_style(style);
+            }
+            bar.set_message(name.to_owned());
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        Self(bar)
+    }
+
+    /// There are about so many in all, and so many are through already.
+    pub(super) fn expect(&self, about: Option<u64>, done: u64) {
+        if let Some(about) = about {
+            let form = "{msg} {bar:24} {pos}/~{len} {per_sec} {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(form) {
+                self.0.set_style(style);
+            }
+            self.0.set_length(about);
+        }
+        self.0.set_position(done);
+        self.0.reset_eta();
+    }
+
+    /// So many are through.
+    pub(super) fn at(&self, done: u64) {
+        if self.0.length().is_some_and(|about| done > about) {
+            self.0.set_length(done);
+        }
+        self.0.set_position(done);
+    }
+
+    /// Says something without the bar in its way.
+    pub(super) fn aside(&self, say: impl FnOnce()) {
+        self.0.suspend(say);
+    }
+
     /// `bytes` more are through.
     pub(super) fn advance(&self, bytes: usize) {
         self.0.inc(bytes as u64);

@@ -37,6 +37,9 @@ pub(super) struct RecoverArgs {
     no_clobber: bool,
     #[command(flatten)]
     key: KeyArgs,
+    /// The object's keyslot, as it was downloaded, for a key that it was rewrapped to
+    #[arg(long, value_name = "FILE")]
+    keyslot: Option<PathBuf>,
     /// The place that the object must have been written for
     #[arg(long, value_name = "s3://BUCKET/KEY")]
     expect: Option<S3Url>,
@@ -86,7 +89,13 @@ pub(super) async fn run(ui: &Ui, args: RecoverArgs) -> Result<(), Failure> {
         uncommitted: args.allow_uncommitted,
     };
     // What can be known without a secret is said before one is asked for.
-    let object = Object::open(&args.file, permit).map_err(cannot)?;
+    let mut object = Object::open(&args.file, permit).map_err(cannot)?;
+    if let Some(slot) = &args.keyslot {
+        let name = shown(&slot.display().to_string());
+        object
+            .add_keyslot(slot)
+            .map_err(|error| failure(&name, error))?;
+    }
     hidden::harden();
     let mut key = args.key.read()?;
     let place = expected

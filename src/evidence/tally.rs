@@ -65,7 +65,7 @@ impl Tally {
         if record.event.event == Kind::Key
             && let (Some(key), Some(state)) = (&record.event.wrapping_key, &record.event.state)
         {
-            if state == "generated" {
+            if matches!(state.as_str(), "generated" | "imported") {
                 self.made.insert(key.clone(), time.to_owned());
             }
             self.live(record, key, state);

@@ -89,6 +89,14 @@ impl Keyring {
         keys
     }
 
+    /// The ring of a configured key.
+    #[must_use]
+    pub fn ring_of(&self, name: &str) -> Option<String> {
+        let live = self.read();
+        let key = live.keys.iter().find(|key| key.name == name)?;
+        Some(key.ring().to_owned())
+    }
+
     pub(super) fn key_of(&self, name: &str, trust: Trust) -> Option<(Key, Holders)> {
         let live = self.read();
         let key = live

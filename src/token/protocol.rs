@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::transport::{Fingerprint, OaepHash, Sealed};
 
 use super::IV_LEN;
 
@@ -254,6 +255,18 @@ pub(super) enum Request<'a> {
     Probe { key: u32 },
     /// Make a wrapping key in the token.
     GenerateKey { label: String },
+    /// Make the RSA pair of an import, and try the whole of one.
+    BeginImport { label: &'a str },
+    /// Unwrap what was sealed for that pair.
+    FinishImport {
+        label: &'a str,
+        pair: Fingerprint,
+        hash: OaepHash,
+        sealed: Sealed,
+        check_value: [u8; 3],
+    },
+    /// Destroy the RSA pair of an import.
+    CancelImport { label: &'a str },
     /// Look at the audit key of that label.
     OpenSigner { label: String },
     /// Sign with the audit key of that label.
@@ -292,6 +305,7 @@ pub(super) enum Reply<'a> {
     DataKey(&'a [u8]),
     Random(&'a [u8]),
     Key(OpenedKey),
+    Transport(Transport),
     Signer(Signer),
     Signed {
         signature: &'a [u8],
@@ -315,6 +329,15 @@ pub struct OpenedKey {
     pub attributes: Attributes,
     /// CKA_CHECK_VALUE: the token's own three bytes, never computed by us.
     pub check_value: Option<[u8; 3]>,
+}
+
+/// The public half of the pair that an import's key is sealed for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transport {
+    /// In PEM (SPKI).
+    pub public_key: String,
+    /// The hash of RSA-OAEP that the token takes.
+    pub hash: OaepHash,
 }
 
 /// An audit key, which only signs (SECURITY.md 29).

@@ -9,6 +9,7 @@ mod attributes;
 mod exit;
 mod failure;
 mod gate;
+mod import;
 mod mechanism;
 mod module;
 mod probe;
