@@ -6,11 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::api::{Error, ErrorKind, KeyInfo};
+use crate::api::{Error, ErrorKind, ImportBegun, ImportStep, KeyInfo};
 use crate::audit::PublicKey;
 use crate::config::{self, Config};
 use crate::secret::Pin;
-use crate::token::{KeySpec, Offline, OpenedKey, Signer, TokenError};
+use crate::token::{Arrival, KeySpec, Offline, OpenedKey, Signer, TokenError};
 
 pub use crate::token::{InitTarget, TokenEntry};
 
@@ -90,6 +90,75 @@ pub fn audit_key_info(token: &str, label: &str, signer: Signer) -> Result<KeyInf
         public_key: Some(key.to_pem()),
         ..KeyInfo::default()
     })
+}
+
+/// Takes a step of an import, without the agent.
+///
+/// # Errors
+/// The token cannot be used, or refuses the step.
+pub fn import_key(token: &config::Token, label: &str, step: ImportStep) -> Result<Imported, Error> {
+    let mut worker = Offline::log_in(token, &Admin::this_binary()?.exe)?;
+    Ok(match step {
+        ImportStep::Begin => {
+            let begun = worker.begin_import(label)?;
+            Imported::Begun(ImportBegun {
+                public_key: begun.public_key,
+                hash: begun.hash,
+            })
+        }
+        ImportStep::Cancel => {
+            worker.cancel_import(label)?;
+            Imported::Cancelled
+        }
+        ImportStep::Finish {
+            pair,
+            hash,
+            sealed,
+            check_value,
+        } => {
+            let arrival = Arrival {
+                label: label.to_owned(),
+                pair,
+                hash,
+                sealed,
+                check_value,
+            };
+            let opened = worker.finish_import(&arrival)?;
+            Imported::Finished(Box::new(imported_key_info(&token.name, &arrival, opened)))
+        }
+    })
+}
+
+/// What is told of an imported key. Its check value is the one that came with
+/// it: not every token reports one, and the proof has shown that it is this
+/// key's.
+#[must_use]
+pub fn imported_key_info(token: &str, arrival: &Arrival, opened: OpenedKey) -> KeyInfo {
+    KeyInfo {
+        name: arrival.label.clone(),
+        token: token.to_owned(),
+        tokens: vec![token.to_owned()],
+        label: arrival.label.clone(),
+        ring: arrival.label.clone(),
+        usage: "active".to_owned(),
+        ready: true,
+        wrap_limit: config::WrapLimit::default().wraps(),
+        wraps_complete: true,
+        check_value: Some(data_encoding::HEXLOWER.encode(&arrival.check_value)),
+        attributes: opened.attributes,
+        ..KeyInfo::default()
+    }
+}
+
+/// What a step of an import came to.
+#[derive(Debug)]
+pub enum Imported {
+    /// The pair is made.
+    Begun(ImportBegun),
+    /// The key is in the token.
+    Finished(Box<KeyInfo>),
+    /// The pair is destroyed.
+    Cancelled,
 }
 
 /// Looks at a configured token and its keys: does the module load, is the

@@ -7,18 +7,27 @@ mod error;
 mod evidence;
 mod grants;
 mod operation;
+mod retire;
+mod verify;
 mod rewrap;
 
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
     Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
-    Listing, LogReport, Outage, Report, Shown,
+    LifeEvent, Listing, LogReport, Outage, Report, Shown,
 };
 pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
+pub use retire::{
+    EXPORT_FORMAT, ExportEnd, ExportHead, KeyDetail, RetireLine, RetireReason, RetireReport,
+    RetireRequest,
+};
+pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
 
 use serde::{Deserialize, Serialize};
+
+use crate::transport::{Fingerprint, OaepHash, Sealed};
 
 /// Request and response headers that are ours; lower case, as `http` wants.
 pub mod header {
@@ -77,6 +86,12 @@ pub struct Receipt {
     pub message_id: String,
     /// The configured name of the wrapping key.
     pub wrapping_key: String,
+    /// Who else holds the data key: recipients, by their names in the object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<String>,
+    /// Recipients that are not required and were away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_recipients: Vec<String>,
     /// When the message was begun, Unix milliseconds; also in its context.
     pub created: u64,
 }
@@ -167,6 +182,9 @@ pub struct InspectedKey {
     /// The token that holds it, when at hand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Who holds it, in words.
+    #[serde(default)]
+    pub holder: String,
 }
 
 /// A keyslot of an inspected object.
@@ -232,6 +250,18 @@ pub struct KeyInfo {
     /// The successor, once it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handed_over_to: Option<String>,
+    /// When this host first used it, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_used: Option<String>,
+    /// Whole days since then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_days: Option<u64>,
+    /// Seconds until its cryptoperiod is over; negative since it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cryptoperiod_left_seconds: Option<i64>,
+    /// What somebody should do something about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The attributes, by their PKCS#11 names, as the token reports them.
     pub attributes: Vec<(String, String)>,
     /// The token's own check value, hexadecimal, if it gives one.
@@ -366,9 +396,56 @@ pub struct Status {
 pub struct GenerateKey {
     /// CKA_LABEL of the new key.
     pub label: String,
+    /// The name it is to have in the configuration, for the records; its
+    /// label when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The configured name of the token.
     pub token: String,
     /// Not a wrapping key, but one that signs checkpoints and reports.
     #[serde(default)]
     pub audit: bool,
+}
+
+/// `POST /v1/keys/import`: one step of importing a key into a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportKey {
+    /// CKA_LABEL of the key to be.
+    pub label: String,
+    /// The configured name of the token.
+    pub token: String,
+    /// Which step.
+    #[serde(flatten)]
+    pub step: ImportStep,
+}
+
+/// A step of an import.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum ImportStep {
+    /// Make the RSA pair that the key is sealed for: answered with
+    /// [`ImportBegun`].
+    Begin,
+    /// Unwrap the sealed key: answered with its [`KeyInfo`].
+    Finish {
+        /// The fingerprint of the pair that it was sealed for.
+        pair: Fingerprint,
+        /// The hash of RSA-OAEP.
+        hash: OaepHash,
+        /// The sealed key.
+        sealed: Sealed,
+        /// Its check value, as computed where it was sealed.
+        check_value: [u8; 3],
+    },
+    /// Destroy the pair.
+    Cancel,
+}
+
+/// An import has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportBegun {
+    /// The public half, in PEM (SPKI).
+    pub public_key: String,
+    /// The hash of RSA-OAEP that the token takes.
+    pub hash: OaepHash,
 }

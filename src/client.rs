@@ -4,12 +4,14 @@
 //! request: on a local socket that costs microseconds, and a request that is
 //! given up takes nothing else with it.
 
+mod lines;
 mod rewrap;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod wire;
 
+pub use lines::Lines;
 pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 
@@ -21,8 +23,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{
-    Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, Inspection,
-    KeyInfo, ListPage, Receipt, Status, header,
+    Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, ImportKey,
+    Inspection, KeyDetail, KeyInfo, ListPage, Receipt, RetireLine, RetireRequest, Status, VerifyLine,
+    VerifyRequest, header,
 };
 use wire::{encode, problem};
 
@@ -237,6 +240,56 @@ impl Client {
     /// The agent's answer, or an agent that cannot be reached.
     pub async fn generate_key(&self, request: &GenerateKey) -> Result<KeyInfo, Error> {
         self.call(Method::POST, "/v1/keys", json_body(request)?)
+            .await?
+            .json()
+            .await
+    }
+
+    /// One wrapping key, with what depends on it.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn key(&self, name: &str) -> Result<KeyDetail, Error> {
+        self.fetch(&format!("/v1/keys/{}", encode(name))).await
+    }
+
+    /// Whether a key may be retired; then, once the configuration has it as
+    /// disabled, that it was.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn retire(&self, request: &RetireRequest) -> Result<Lines<RetireLine>, Error> {
+        let answer = self.call(Method::POST, "/v1/keys/retire", json_body(request)?);
+        Ok(Lines::new(answer.await?))
+    }
+
+    /// Verifies what is stored.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn verify(&self, request: &VerifyRequest) -> Result<Lines<VerifyLine>, Error> {
+        let answer = self.call(Method::POST, "/v1/verify", json_body(request)?);
+        Ok(Lines::new(answer.await?))
+    }
+
+    /// What the catalogue knows, line by line.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn catalog(&self) -> Result<Lines<serde_json::Value>, Error> {
+        let answer = self.call(Method::GET, "/v1/catalog", Upload::empty());
+        Ok(Lines::new(answer.await?))
+    }
+
+    /// Takes a step of a key's import; the answer is the step's own.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn import_key<T: serde::de::DeserializeOwned>(
+        &self,
+        request: &ImportKey,
+    ) -> Result<T, Error> {
+        self.call(Method::POST, "/v1/keys/import", json_body(request)?)
             .await?
             .json()
             .await

@@ -4,6 +4,7 @@
 //! a fault wherever it can: an operator mends three things at once rather
 //! than one after the other.
 
+mod recipients;
 mod wraps;
 
 use std::path::Path;
@@ -22,8 +23,8 @@ use wraps::Wraps;
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `configuration`, `grants`, `token NAME`, `key NAME`, `catalogue`, `store`,
-    /// `bucket NAME`, `agent`.
+    /// `configuration`, `grants`, `recipient NAME`, `audit log`, `token NAME`,
+    /// `key NAME`, `catalogue`, `store`, `bucket NAME`, `agent`.
     pub area: String,
     /// Whether it is in order.
     pub ok: bool,
@@ -74,6 +75,8 @@ pub fn run(config_path: &Path, socket: &Path, bucket: Option<&str>) -> Vec<Findi
         ),
     )];
     findings.push(grants(&config));
+    findings.extend(recipients::findings(&config));
+    findings.push(audit(&config));
     if !config.keys.iter().any(crate::config::Key::is_active) {
         findings.push(Finding::fault(
             "configuration",
@@ -115,6 +118,21 @@ fn grants(config: &Config) -> Finding {
             format!("{}; their users and groups exist", ids.len()),
         ),
     }
+}
+
+/// What the audit log can prove; to sign and anchor it is a choice, and no
+/// fault of the set-up.
+fn audit(config: &Config) -> Finding {
+    let what = match (&config.audit.checkpoint_key, &config.audit.anchor) {
+        (None, _) => {
+            "its checkpoints are not signed, so whoever can write the log can rewrite it; `strongroom key generate NAME --audit --token TOKEN` makes a key that signs them"
+        }
+        (Some(_), None) => {
+            "its checkpoints are signed, and anchored nowhere: it is not proven against this host's operator; `[audit] anchor` names a place under Object Lock, or a directory of somebody else's"
+        }
+        (Some(_), Some(_)) => "its checkpoints are signed and anchored",
+    };
+    Finding::fine("audit log", what)
 }
 
 /// Whether somebody listens; an agent that is not running is no fault of the

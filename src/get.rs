@@ -79,6 +79,8 @@ pub struct Facts {
     pub last_modified: Option<String>,
     /// Another writer stored it.
     pub foreign: bool,
+    /// The store's id of the request that brought the header.
+    pub request_id: Option<String>,
 }
 
 /// Opens one object. The body has been proved to have the length that the
@@ -154,6 +156,7 @@ pub async fn get(
         )
         .hint("fetch the whole object"));
     }
+    let request_id = window.request_id.clone();
     let sealed = proof::prove(engine, &request, window, Arc::new(opener), vouched).await?;
     let len = sealed.plaintext_len();
     let span = resolve(request.wanted, len)?;
@@ -166,6 +169,7 @@ pub async fn get(
         content_type: sealed.pin().content_type.clone(),
         last_modified: sealed.pin().last_modified.clone(),
         foreign,
+        request_id,
     };
     let body = PlaintextBody::new(engine.clone(), request.place, sealed, span);
     Ok((facts, body))
@@ -290,6 +294,7 @@ struct Window {
     pin: Pin,
     /// Bytes in S3.
     total: u64,
+    request_id: Option<String>,
 }
 
 impl Window {
@@ -307,7 +312,12 @@ impl Window {
             .fetch(&request.place, select, &mut buffer)
             .await
             .map_err(|e| store_error(&e))?;
-        let Fetched { pin, total_len, .. } = fetched;
+        let Fetched {
+            pin,
+            total_len,
+            request_id,
+            ..
+        } = fetched;
         if total_len == 0 {
             return Err(Error::new(ErrorKind::Truncated, "it is empty"));
         }
@@ -315,6 +325,7 @@ impl Window {
             buffer,
             pin,
             total: total_len,
+            request_id,
         })
     }
 

@@ -4,11 +4,12 @@
 use crate::api::{
     Answer, Error, ErrorKind, InspectedKey, InspectedSlot, Inspection, KeyInfo, ListEntry, ListPage,
 };
+use crate::audit::Event;
 use crate::binding::CONTEXT_CREATED;
 use crate::catalog::Standing;
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
-use crate::message::{Header, Parsed, Permit};
+use crate::message::{Edk, Header, Parsed, Permit};
 use crate::store::{ByteRange, Place, Select};
 use crate::unlock;
 
@@ -19,17 +20,24 @@ const PAGE: u32 = 1000;
 
 /// Deletes an object, or one version of it. What is not there is deleted
 /// already, as in S3: a request whose answer was lost can be repeated.
+/// `event` is told the store's id of the request, as in all of these.
 ///
 /// # Errors
 /// The store refuses, or the deletion could not be recorded.
-pub async fn delete(engine: &Engine, place: &Place, version: Option<&str>) -> Result<(), Error> {
+pub async fn delete(
+    engine: &Engine,
+    place: &Place,
+    version: Option<&str>,
+    event: &mut Event,
+) -> Result<(), Error> {
     engine.check_reserved(place)?;
     let _guard = engine.lock_place(place).await;
-    engine
+    let deleted = engine
         .store
         .delete(place, version)
         .await
         .map_err(|e| store_error(&e))?;
+    event.s3_request_id = deleted.request_id;
     engine
         .catalog
         .record_delete(&place.bucket, &place.key, version)
@@ -60,7 +68,11 @@ pub struct ListRequest {
 ///
 /// # Errors
 /// The store refuses, or the prefix is reserved.
-pub async fn list(engine: &Engine, request: &ListRequest) -> Result<ListPage, Error> {
+pub async fn list(
+    engine: &Engine,
+    request: &ListRequest,
+    event: &mut Event,
+) -> Result<ListPage, Error> {
     let bucket = &request.bucket;
     if let Some(prefix) = &request.prefix {
         engine.check_reserved(&Place::new(bucket, prefix))?;
@@ -76,6 +88,7 @@ pub async fn list(engine: &Engine, request: &ListRequest) -> Result<ListPage, Er
         )
         .await
         .map_err(|e| store_error(&e))?;
+    event.s3_request_id = page.request_id;
     let visible: Vec<_> = page
         .objects
         .into_iter()
@@ -132,6 +145,7 @@ pub async fn inspect(
     place: &Place,
     version: Option<&str>,
     readers: &str,
+    event: &mut Event,
 ) -> Result<Inspection, Error> {
     engine.check_reserved(place)?;
     let head = engine
@@ -139,6 +153,7 @@ pub async fn inspect(
         .head(place, version)
         .await
         .map_err(|e| store_error(&e))?;
+    event.s3_request_id = head.request_id;
     let header = read_header(engine, place, version.map(str::to_owned)).await?;
     let keys = engine.keyring.keys();
     let message_id = header.message_id().to_string();
@@ -178,6 +193,7 @@ pub async fn inspect(
                 name,
                 at_hand: known.is_some_and(|k| k.ready),
                 token: known.map(|k| k.token.clone()),
+                holder: holder(edk, known),
             }
         })
         .collect();
@@ -213,6 +229,17 @@ pub async fn inspect(
     })
 }
 
+/// Who can open one of an object's encrypted data keys.
+fn holder(edk: &Edk, known: Option<&KeyInfo>) -> String {
+    match known {
+        Some(key) => format!("token {}", key.tokens.join(", ")),
+        None => match edk.raw_rsa_parts() {
+            Some(_) => "whoever has the RSA private key, away from this host".to_owned(),
+            None => "not configured here".to_owned(),
+        },
+    }
+}
+
 /// `q, r = divmod(L - H - 40, F + 32)` (FORMATS): not authenticated here.
 fn computed_size(header: &Header, stored: u64) -> Option<u64> {
     let frame = u64::from(header.frame_length());
@@ -224,7 +251,11 @@ fn computed_size(header: &Header, stored: u64) -> Option<u64> {
     (r <= frame).then(|| q * frame + r)
 }
 
-async fn read_header(
+/// The header of an object or a version of it, as the store serves it.
+///
+/// # Errors
+/// The store refuses, or it is no message.
+pub async fn read_header(
     engine: &Engine,
     place: &Place,
     version_id: Option<String>,
@@ -290,10 +321,7 @@ fn questions(
             .iter()
             .find(|k| edk.token.is_some() && k.name == edk.name)
         else {
-            held.push(format!(
-                "{} ({}): not configured here",
-                edk.name, edk.provider
-            ));
+            held.push(format!("{} ({}): {}", edk.name, edk.provider, edk.holder));
             continue;
         };
         for name in &key.tokens {

@@ -15,11 +15,14 @@ const FLOORS: &[(&str, Floor)] = &[
     ("confine", Floor::Ground),
     ("log", Floor::Ground),
     ("wipe", Floor::Ground),
+    ("components", Floor::Ground),
+    ("transport", Floor::Ground),
     ("token", Floor::Parts),
     ("store", Floor::Parts),
     ("catalog", Floor::Parts),
     ("message", Floor::Parts),
     ("audit", Floor::Parts),
+    ("recipient", Floor::Parts),
     ("fault", Floor::Words),
     ("binding", Floor::Words),
     ("keyring", Floor::Keyring),
@@ -30,6 +33,10 @@ const FLOORS: &[(&str, Floor)] = &[
     ("objects", Floor::Operations),
     ("rotate", Floor::Operations),
     ("evidence", Floor::Operations),
+    ("verify", Floor::Operations),
+    ("retire", Floor::Operations),
+    ("recover", Floor::Operations),
+    ("ceremony", Floor::Operations),
     ("admin", Floor::Operations),
     ("doctor", Floor::Operations),
     ("supervisor", Floor::Processes),
@@ -45,8 +52,18 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
     // Grants are written in the words of operations.
     ("config", "api"),
+    // A sealed key travels through the agent.
+    ("api", "transport"),
+    // What they combine and carry are keys.
+    ("components", "secret"),
+    ("transport", "secret"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
     ("doctor", "admin"),
+    // How a header is read is known in one place.
+    ("verify", "objects"),
+    ("retire", "objects"),
+    // Other writers' catalogues are objects, read as any other.
+    ("retire", "get"),
 ];
 
 /// Uses of a lower floor that are forbidden all the same.

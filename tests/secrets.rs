@@ -60,9 +60,7 @@ impl Scene {
         let mut wrapping_key = [0; 32];
         getrandom::fill(&mut wrapping_key).unwrap();
         let hsm = Hsm::bare();
-        // Long enough to be looked for.
-        let pin = format!("{}{}", hsm.pin(), hsm.pin());
-        hsm.write_pin(&hsm.pin_file(), &format!("{pin}\n"));
+        let pin = hsm.pin();
         hsm.init();
         hsm.import_key(&wrapping_key);
         let store = NullStore::start();
@@ -70,7 +68,6 @@ impl Scene {
         let mut agent = Agent::prepare(&hsm, place, |config| {
             config["s3"]["part_size"] = value("5 MiB");
         });
-        agent.set("STRONGROOM_LOG", "trace");
         agent.launch();
         if let Err(failed) = agent.await_ready() {
             panic!("not ready: {:?}", failed.code);
@@ -231,6 +228,21 @@ fn rule_24_no_secret_outlives_its_operation() {
     scene.nothing_is_left("a get that its client broke off");
 
     failures(&mut scene);
+
+    // What is told of it all.
+    for target in [
+        "/v1/metrics",
+        "/v1/status",
+        "/v1/keys",
+        "/v1/grants",
+        "/v1/evidence?from=2000-01-01&to=2100-01-01",
+        "/v1/objects/bucket?prefix=",
+    ] {
+        let reply = scene.agent.http("GET", target, &[], b"");
+        assert_eq!(reply.status, 200, "{target}: {}", reply.text());
+        scene.answers.extend(reply.body);
+    }
+    scene.nothing_is_left("metrics, status and the evidence report");
 
     // What is at rest.
     let mut found = Found::new();

@@ -1,13 +1,15 @@
 //! What the agent puts on record besides operations, and what it does for the
 //! log: `watch` sees tokens and keys change, `checkpoints` signs and anchors,
-//! `resolve` finds out what became of operations that a crash cut short.
+//! `denials` keeps refusals from filling it, `resolve` finds out what became of operations that a crash cut short.
 
 mod anchor;
 mod checkpoints;
+mod denials;
 mod resolve;
 mod watch;
 
 pub(super) use checkpoints::{Checkpoints, TokenSigner};
+pub(super) use denials::Denials;
 pub(super) use resolve::resolve;
 pub(super) use watch::Watch;
 
@@ -59,23 +61,20 @@ impl Asked {
     }
 }
 
-/// Records a refusal; durable on return, unless the log cannot be written:
-/// then it is owed. The refusal stands either way.
-pub(super) async fn denied(
-    audit: &Audit,
-    actor: Actor,
-    request_id: &str,
-    asked: Asked,
-    error: &Error,
-) {
+/// Records a refusal, or counts it; durable on return, unless the log cannot
+/// be written: then it is owed. The refusal stands either way.
+pub(super) async fn denied(app: &App, actor: Actor, request_id: &str, asked: Asked, error: &Error) {
     let mut event = Event::new(Kind::Denied).detail(&error.detail);
     event.op = Some(request_id.to_owned());
+    let uid = actor.uid;
     event.peer = Some(actor);
     event.operation = Some(asked.operation);
     event.bucket = asked.bucket;
     event.key = asked.key;
     event.set_result(Err(error.kind));
-    let _ = audit.write(event).await;
+    if let Some(event) = app.denials.admit(uid, event) {
+        let _ = app.audit.write(event).await;
+    }
 }
 
 /// Records that a wrapping key was made.
@@ -88,9 +87,29 @@ pub(super) async fn generated(
     let mut event = Event::new(Kind::Key);
     event.peer = Some(actor);
     event.token = Some(made.token.clone());
-    event.wrapping_key = Some(made.label.clone());
+    let name = made.name.as_ref().unwrap_or(&made.label);
+    event.wrapping_key = Some(name.clone());
     event.check_value = check_value;
     event.state = Some("generated".to_owned());
+    app.audit.write(event).await.map(|_| ())
+}
+
+/// Records a step of a key's import; the check value is the one that was
+/// computed where the key was sealed, and proved here.
+pub(super) async fn imported(
+    app: &App,
+    actor: Actor,
+    token: &str,
+    label: &str,
+    state: &str,
+    check_value: Option<String>,
+) -> Result<(), Error> {
+    let mut event = Event::new(Kind::Key);
+    event.peer = Some(actor);
+    event.token = Some(token.to_owned());
+    event.wrapping_key = Some(label.to_owned());
+    event.check_value = check_value;
+    event.state = Some(state.to_owned());
     app.audit.write(event).await.map(|_| ())
 }
 

@@ -1,9 +1,13 @@
 //! The server: HTTP/1.1 on the Unix socket, confined, without PIN or module.
 
 mod audit;
+mod catalog;
 mod connection;
 mod evidence;
 mod grants;
+mod keys;
+mod lines;
+mod import;
 mod metrics;
 mod objects;
 mod peer;
@@ -16,6 +20,7 @@ mod serve;
 mod source;
 mod start;
 mod state;
+mod verify;
 
 pub use peer::Subject;
 pub use policy::{Ask, Policy};

@@ -203,6 +203,7 @@ fn tell(op: &mut Op, app: &App, facts: &Facts, wanted: Wanted) {
     event.version_id.clone_from(&facts.version_id);
     event.plaintext_size = Some(facts.plaintext_len);
     event.foreign = facts.foreign;
+    event.s3_request_id.clone_from(&facts.request_id);
     if matches!(wanted, Wanted::Span(..) | Wanted::Suffix(..)) {
         event.span = Some([facts.span.start, facts.span.end - 1]);
     }
@@ -302,7 +303,7 @@ pub(super) async fn delete(
     let work = async move {
         let _permit = permit;
         op.begin().await?;
-        let outcome = objects::delete(&app.engine, &place, version.as_deref()).await;
+        let outcome = objects::delete(&app.engine, &place, version.as_deref(), op.event()).await;
         op.finish(outcome).await?;
         tracing::info!(bucket = place.bucket, key = place.key, "deleted");
         Ok::<(), Error>(())
@@ -330,7 +331,7 @@ pub(super) async fn list(
     let prefix = request.prefix.as_deref();
     let mut op = granted.op(Kind::List, &request.bucket, prefix);
     op.begin().await?;
-    let outcome = objects::list(&granted.app.engine, &request).await;
+    let outcome = objects::list(&granted.app.engine, &request, op.event()).await;
     reply::json(StatusCode::OK, &op.finish(outcome).await?)
 }
 
@@ -347,6 +348,7 @@ pub(super) async fn inspect(
     op.begin().await?;
     let app = &granted.app;
     let readers = app.policy.current().readers(&place);
-    let outcome = objects::inspect(&app.engine, &place, version.as_deref(), &readers).await;
+    let event = op.event();
+    let outcome = objects::inspect(&app.engine, &place, version.as_deref(), &readers, event).await;
     reply::json(StatusCode::OK, &op.finish(outcome).await?)
 }

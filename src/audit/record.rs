@@ -148,6 +148,12 @@ pub struct Event {
     /// The configured name of the wrapping key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wrapping_key: Option<String>,
+    /// Who else holds the data key: recipients, by their names in the object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipients: Option<Vec<String>>,
+    /// Recipients that are not required and could not be had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Vec<String>>,
     /// The token's three bytes of check value, hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check_value: Option<String>,
@@ -214,6 +220,10 @@ pub struct Event {
     /// Records that were lost meanwhile: none of an operation that succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost: Option<u64>,
+    /// Refusals of the same user before this one that have no record of their
+    /// own: too many came at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<u64>,
     /// The log's name, first line of its checkpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,

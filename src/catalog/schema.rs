@@ -77,6 +77,16 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ) STRICT;
 ",
     "
+    ALTER TABLE message ADD COLUMN
+        recipients      TEXT NOT NULL DEFAULT '';  -- further holders' names, by commas
+    CREATE TABLE dependents (
+        kind            TEXT NOT NULL,        -- `queue`, `upload`
+        id              TEXT NOT NULL,        -- its ticket, its upload id
+        wrapping_key    TEXT NOT NULL,        -- a key that has wrapped for it
+        place           TEXT NOT NULL,        -- s3://BUCKET/KEY
+        since           INTEGER NOT NULL,     -- Unix ms
+        PRIMARY KEY (kind, id, wrapping_key)
+    ) STRICT;
     CREATE TABLE rewrap (
         run             TEXT PRIMARY KEY,     -- what is rewrapped, as JSON
         after           TEXT NOT NULL,        -- all versions of keys up to this are through

@@ -14,6 +14,8 @@ fn receipt(key: &str, id: u8, created: u64) -> Receipt {
         checksum: "crc64nvme:AAAA".into(),
         message_id: hex(id),
         wrapping_key: "archive".into(),
+        recipients: Vec::new(),
+        missing_recipients: Vec::new(),
         created,
     }
 }

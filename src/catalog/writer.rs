@@ -236,8 +236,8 @@ fn put(
     let message: i64 = tx
         .prepare_cached(
             "INSERT INTO message (place, message_id, created, recorded, version_id, etag,
-                                  plaintext_size, stored_size, checksum, wrapping_key)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                                  plaintext_size, stored_size, checksum, wrapping_key, recipients)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
              ON CONFLICT (place, message_id) DO UPDATE SET recorded = ?4, removed = NULL
              RETURNING id",
         )?
@@ -252,7 +252,9 @@ fn put(
                 i64::try_from(receipt.plaintext_size)?,
                 i64::try_from(receipt.stored_size)?,
                 receipt.checksum,
-                receipt.wrapping_key
+                receipt.wrapping_key,
+                // Names have no commas: the configuration allows none.
+                receipt.recipients.join(",")
             ],
             |row| row.get(0),
         )?;

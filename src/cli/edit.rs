@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
-use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
+use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value, value};
 
 use super::failure::{CONFIG, Failure};
 use crate::config::Config;
@@ -19,6 +19,8 @@ pub(super) struct NewKey<'a> {
     pub(super) ring: Option<&'a str>,
     /// Not a wrapping key, but the one that signs checkpoints.
     pub(super) audit: bool,
+    /// Not generated in its token; it may be on several.
+    pub(super) imported: bool,
 }
 
 /// A change of the configuration, checked and not yet made.
@@ -32,16 +34,23 @@ pub(super) struct Change {
 impl Change {
     /// Enters a key into a copy of the configuration, and checks the copy.
     pub(super) fn prepare(path: &Path, key: &NewKey<'_>) -> Result<Self, Failure> {
+        Self::prepare_with(path, |text| match key.audit {
+            true => with_audit_key(text, key),
+            false => with_key(text, key),
+        })
+    }
+
+    /// Makes any change in a copy of the configuration, and checks the copy.
+    pub(super) fn prepare_with(
+        path: &Path,
+        edit: impl FnOnce(&str) -> Result<String, String>,
+    ) -> Result<Self, Failure> {
         let cannot =
             |error: &io::Error| Failure::io(format!("cannot read {}", path.display()), error);
         // Through a symbolic link: what it names is changed, not the link.
         let real = std::fs::canonicalize(path).map_err(|error| cannot(&error))?;
         let before = std::fs::read_to_string(&real).map_err(|error| cannot(&error))?;
-        let entered = match key.audit {
-            true => with_audit_key(&before, key),
-            false => with_key(&before, key),
-        };
-        let after = entered.map_err(|why| {
+        let after = edit(&before).map_err(|why| {
             Failure::new(CONFIG, format!("cannot edit {}: {why}", path.display()))
         })?;
         Config::parse(&after, path)
@@ -75,7 +84,7 @@ impl Change {
                     self.path.display()
                 ),
             )
-            .hint("enter the new key by hand, and reload the agent"));
+            .hint("make the change by hand, and reload the agent"));
         }
         replace(&self.path, text).map_err(|error| cannot(&error))
     }
@@ -100,14 +109,41 @@ fn with_key(text: &str, key: &NewKey<'_>) -> Result<String, String> {
             table.insert(name, value(text));
         }
     }
+    if key.imported {
+        table.insert("imported", value(true));
+    }
     let keys = document
         .entry("key")
         .or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
     let Some(keys) = keys.as_array_of_tables_mut() else {
         return Err("its keys are not written as [[key]] tables".into());
     };
-    keys.push(table);
+    let same = keys.iter_mut().find(|other| {
+        let is = |field: &str, text: &str| other.get(field).and_then(Item::as_str) == Some(text);
+        let imported = other.get("imported").and_then(Item::as_bool);
+        is("name", key.name) && is("label", key.label) && imported == Some(true)
+    });
+    match same {
+        // The same key on a further token.
+        Some(other) if key.imported => add_token(other, key.token)?,
+        _ => keys.push(table),
+    }
     Ok(document.to_string())
+}
+
+/// Names one more token of a key that is on several.
+fn add_token(key: &mut Table, token: &str) -> Result<(), String> {
+    let mut tokens = match key.get("token").and_then(Item::as_value) {
+        Some(Value::String(one)) => Array::from_iter([one.value().as_str()]),
+        Some(Value::Array(several)) => several.clone(),
+        _ => return Err("its token is not written as a name or a list of names".into()),
+    };
+    if tokens.iter().any(|other| other.as_str() == Some(token)) {
+        return Err(format!("the key is already on token {token:?}"));
+    }
+    tokens.push(token);
+    key.insert("token", value(tokens));
+    Ok(())
 }
 
 /// Sets what `[audit]` says of the key that signs checkpoints.
@@ -159,6 +195,7 @@ mod tests {
         label: "archive-2026",
         ring: None,
         audit: false,
+        imported: false,
     };
 
     #[test]
@@ -193,6 +230,34 @@ mod tests {
         assert_eq!(text.replacen(added, "", 1), CONFIGURATION);
         let config = Config::parse(&text, Path::new("x")).unwrap();
         assert_eq!(config.keys.len(), 2);
+    }
+
+    #[test]
+    fn an_imported_key_says_so_and_a_second_token_joins_the_first() {
+        let key = |token| NewKey {
+            imported: true,
+            token,
+            ..KEY
+        };
+        let first = with_key(CONFIGURATION, &key("primary")).unwrap();
+        assert!(
+            first.contains("use = \"active\"\nimported = true\n"),
+            "{first}"
+        );
+        let both = with_key(&first, &key("standby")).unwrap();
+        assert!(
+            both.contains("token = [\"primary\", \"standby\"]"),
+            "{both}"
+        );
+        assert_eq!(
+            both.matches("archive-2026").count(),
+            first.matches("archive-2026").count()
+        );
+        let again = with_key(&both, &key("standby")).unwrap_err();
+        assert!(again.contains("already"), "{again}");
+        // A key that was generated is no other's double.
+        let other = with_key(&first, &KEY).unwrap();
+        assert!(Config::parse(&other, Path::new("x")).is_err());
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub(super) const USAGE: u8 = 2;
 pub(super) const ALTERED: u8 = 65;
 /// Exit code: no such object or file.
 pub(super) const NO_SUCH: u8 = 66;
+/// Exit code: this key does not open this object (`recover`).
+pub(super) const WRONG_KEY: u8 = 67;
 /// Exit code: already exists.
 pub(super) const EXISTS: u8 = 73;
 /// Exit code: temporary.

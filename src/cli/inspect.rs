@@ -72,7 +72,8 @@ fn text(place: &S3Url, found: &Inspection) -> String {
         let held = match (&key.token, key.at_hand) {
             (Some(token), true) => format!("at hand, in token {token}"),
             (None, true) => "at hand".to_owned(),
-            (_, false) => "not at hand".to_owned(),
+            (Some(_), false) => "not at hand".to_owned(),
+            (None, false) => key.holder.clone(),
         };
         let name = format!("{} / {} ({held})", key.provider, key.name);
         field("wrapped by", &name);

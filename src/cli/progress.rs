@@ -81,6 +81,45 @@ impl Progress {
     }
 }
 
+/// Counts things whose number nobody knows ahead. Invisible unless a person
+/// watches, and gone when dropped.
+pub(super) struct Counter(ProgressBar);
+
+impl Counter {
+    pub(super) fn start(ui: &Ui, name: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        if ui.shows_progress() {
+            // A constant; were it wrong, the default style would do.
+            if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {pos} {per_sec} {elapsed}")
+            {
+                bar.set_style(style);
+            }
+            bar.set_message(name.to_owned());
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        Self(bar)
+    }
+
+    pub(super) fn set(&self, count: u64) {
+        self.0.set_position(count);
+    }
+
+    /// Prints something while the bar is out of the way.
+    pub(super) fn print<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
+
+    pub(super) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
 /// A bar in place when a command fails would stand in its message's way.
 pub(super) struct ClearOnDrop(pub(super) Progress);
 

@@ -57,6 +57,7 @@ fn operations_of_the_period_are_counted_by_day_user_and_key() {
     let mut denied = operation(Kind::Denied, 9, Err(ErrorKind::Forbidden));
     denied.operation = Some(Operation::Get);
     denied.phase = None;
+    denied.unrecorded = Some(3);
     let found = tally(&[
         record(0, "01T23:59", operation(Kind::Put, 7, Ok(()))),
         record(1, "02T00:00", begin),
@@ -116,7 +117,7 @@ fn operations_of_the_period_are_counted_by_day_user_and_key() {
         .map(|(uid, what, count, bytes)| (*uid, (*what).to_owned(), *count, *bytes))
         .collect();
     assert_eq!(activity, expected);
-    assert_eq!((found.refusals.total, found.denials.total), (1, 1));
+    assert_eq!((found.refusals.total, found.denials.total), (1, 4));
     assert_eq!(found.refusals.shown[0].what, "rolled-back");
     assert_eq!(found.refusals.shown[0].subject.as_deref(), Some("s3://b/k"));
     assert_eq!(found.open(), 1);

@@ -91,6 +91,12 @@ impl Slot {
         self.message_id
     }
 
+    /// All of its EDKs: for offline recovery alone.
+    #[must_use]
+    pub fn edks(&self) -> &[Edk] {
+        &self.edks
+    }
+
     /// The first of its EDKs that names this wrapping key: the only one that
     /// is tried, so that no slot costs more than one token call.
     #[must_use]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::BytesMut;
@@ -58,6 +59,8 @@ pub struct Fetched {
     pub len: u64,
     /// User metadata.
     pub metadata: Vec<(String, String)>,
+    /// The store's id of the request.
+    pub request_id: Option<String>,
 }
 
 /// Where a body goes.
@@ -257,6 +260,7 @@ impl Store {
             start: 0,
             len: 0,
             metadata: head.metadata,
+            request_id: head.request_id,
         })
     }
 }
@@ -325,6 +329,7 @@ fn describe(
         start,
         len: body_len,
         metadata: super::object::pairs(answer.metadata()),
+        request_id: answer.request_id().map(str::to_owned),
     })
 }
 

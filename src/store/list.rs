@@ -1,5 +1,6 @@
 //! Listing, a page at a time: memory does not grow with the bucket.
 
+use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::types::EncodingType;
 use percent_encoding::percent_decode_str;
 
@@ -19,6 +20,8 @@ pub struct Page {
     pub prefixes: Vec<String>,
     /// Where the next page begins; absent on the last.
     pub continuation: Option<String>,
+    /// The store's id of the request.
+    pub request_id: Option<String>,
 }
 
 /// An object in a listing.
@@ -113,6 +116,7 @@ impl Store {
                 .next_continuation_token()
                 .filter(|_| answer.is_truncated() == Some(true))
                 .map(str::to_owned),
+            request_id: answer.request_id().map(str::to_owned),
             ..Page::default()
         };
         for object in answer.contents() {

@@ -1,6 +1,7 @@
 //! The requests of one multipart upload: a part, the completion, the abort.
 
 use aws_sdk_s3::config::Builder;
+use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 
@@ -99,6 +100,7 @@ impl Job {
             etag: answer.e_tag().map(str::to_owned),
             checksum: whole.told.clone(),
             size: whole.len,
+            request_id: answer.request_id().map(str::to_owned),
         };
         let theirs = match told_checksum!(answer, kind) {
             Some(theirs) => Some(theirs.to_owned()),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::ChecksumMode;
 use aws_smithy_types::DateTime;
@@ -39,6 +40,8 @@ pub struct Head {
     pub checksum: Option<String>,
     /// User metadata, sorted by name.
     pub metadata: Vec<(String, String)>,
+    /// The store's id of the request.
+    pub request_id: Option<String>,
 }
 
 /// What a deletion did.
@@ -48,6 +51,8 @@ pub struct Deleted {
     pub version_id: Option<String>,
     /// Whether a delete marker was made (or deleted): the versions remain.
     pub delete_marker: bool,
+    /// The store's id of the request.
+    pub request_id: Option<String>,
 }
 
 impl Store {
@@ -123,6 +128,7 @@ impl Store {
             .map_err(|e| classify("DeleteObject", place, e))?;
         Ok(Deleted {
             delete_marker: answer.delete_marker().unwrap_or(false),
+            request_id: answer.request_id().map(str::to_owned),
             version_id: answer.version_id,
         })
     }
@@ -157,6 +163,7 @@ fn head(answer: &HeadObjectOutput) -> Head {
             .into_iter()
             .find_map(|(name, value)| value.map(|value| format!("{name}:{value}"))),
         metadata: pairs(answer.metadata()),
+        request_id: answer.request_id().map(str::to_owned),
     }
 }
 

@@ -1,5 +1,6 @@
 //! PutObject, and what to do when an answer was lost.
 
+use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::ServerSideEncryption;
 
@@ -21,6 +22,8 @@ pub struct Stored {
     pub checksum: String,
     /// Its bytes.
     pub size: u64,
+    /// The store's id of the request that made it, if its answer came.
+    pub request_id: Option<String>,
 }
 
 /// What an object must be to be the one we sent.
@@ -114,6 +117,7 @@ impl Store {
                     etag: answer.e_tag().map(str::to_owned),
                     checksum: told.clone(),
                     size: sum.len(),
+                    request_id: answer.request_id().map(str::to_owned),
                 };
                 match told_checksum!(answer, inner.checksum) {
                     Some(theirs) if theirs != base64 => {
@@ -196,6 +200,7 @@ impl Store {
             etag: head.e_tag().map(str::to_owned),
             checksum: expected.told.to_owned(),
             size: expected.size,
+            request_id: None,
         };
         if size != Some(expected.size) {
             self.undo(place, &stored).await;

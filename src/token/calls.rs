@@ -49,6 +49,10 @@ pub(super) struct Inner {
     pub(super) doubted: AtomicBool,
 }
 
+/// How long making an RSA pair may take: the search for primes takes seconds on
+/// a smart card's processor, and now and then much longer.
+const PAIR_PATIENCE: Duration = Duration::from_secs(60);
+
 /// `call_timeout`, which a reload may change: in milliseconds.
 pub(super) struct CallTimeout(AtomicU64);
 
@@ -193,7 +197,10 @@ impl Inner {
         let link = Arc::clone(&lane.link);
         // A call that another one goes before has that one's time as well: if
         // it is that one which is stuck, its own deadline ends both.
-        let deadline = self.call_timeout.get() * (1 + lane.ahead);
+        let mut deadline = self.call_timeout.get() * (1 + lane.ahead);
+        if matches!(request, Request::BeginImport { .. }) {
+            deadline = deadline.max(PAIR_PATIENCE);
+        }
         let frame = match timeout(deadline, lane.call(request)).await {
             Ok(Ok(Ok(frame))) => frame,
             Ok(Ok(Err(error))) => {

@@ -24,7 +24,7 @@ use super::tally::Calls;
 use super::{IV_LEN, WRAPPED_LEN};
 
 /// The pause between looks at a key that is not usable yet.
-const SYNC_PAUSE: Duration = Duration::from_millis(250);
+pub(super) const SYNC_PAUSE: Duration = Duration::from_millis(250);
 
 /// A wrapped data key, as it goes into an EDK.
 #[derive(Clone, Debug, PartialEq, Eq)]

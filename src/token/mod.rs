@@ -14,6 +14,7 @@ mod canary;
 mod error;
 mod handle;
 mod health;
+mod import;
 mod latch;
 mod ledger;
 mod link;
@@ -22,6 +23,7 @@ mod offline;
 mod opening;
 mod pool;
 mod protocol;
+mod recovery;
 mod retry;
 mod route;
 mod spawn;
@@ -33,12 +35,15 @@ pub use canary::{Canary, CanaryStore};
 pub use error::TokenError;
 pub use handle::{Signature, Stuck, Token, Wrapped};
 pub use health::{Health, PROOF_LASTS};
+pub use import::Arrival;
 pub use latch::{Attempt, Latches, latched, pin_path};
 pub use ledger::{Reserved, WrapCount, WrapCounts, WrapLedger};
 pub use offline::{InitTarget, Offline};
 pub use protocol::{
     Attributes, KeySpec, OpenedKey, PROOF_COST, SIGNATURE_LEN, Signer, TokenEntry, TokenInfo,
+    Transport,
 };
+pub use recovery::{RecoveryKey, RecoveryToken};
 pub use route::Holders;
 pub use spawn::spawn;
 pub use state::KeyState;

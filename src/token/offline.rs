@@ -21,7 +21,7 @@ use super::spawn::spawn_with;
 /// How long one operation may take. Initialising a hardware token, or
 /// generating a key that two HSMs must hold, takes seconds; a command that a
 /// person waits for should not take minutes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A worker of one's own; ends when dropped.
 pub struct Offline {
@@ -69,7 +69,7 @@ impl Offline {
         Self::start(&setup, exe)
     }
 
-    fn start(setup: &Setup, exe: &Path) -> Result<Self, TokenError> {
+    pub(super) fn start(setup: &Setup, exe: &Path) -> Result<Self, TokenError> {
         let (child, link) = spawn_with(exe, setup).map_err(away)?;
         let mut worker = Self {
             link,
@@ -179,7 +179,7 @@ impl Offline {
         }
     }
 
-    fn call(&mut self, request: &Request<'_>) -> Result<Frame, TokenError> {
+    pub(super) fn call(&mut self, request: &Request<'_>) -> Result<Frame, TokenError> {
         self.next += 1;
         let frame = Frame::encode(self.next, request).map_err(away)?;
         frame.write(&mut self.link).map_err(away)?;
@@ -214,10 +214,10 @@ impl Drop for Offline {
     }
 }
 
-fn away(error: io::Error) -> TokenError {
+pub(super) fn away(error: io::Error) -> TokenError {
     TokenError::away(format!("the token's worker: {error}"))
 }
 
-fn strange() -> TokenError {
+pub(super) fn strange() -> TokenError {
     TokenError::away("the token's worker answered something strange")
 }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::transport::{Fingerprint, OaepHash, Sealed};
 
 use super::IV_LEN;
 
@@ -159,6 +160,8 @@ pub(super) enum Mode {
     Serve(Serve),
     /// Listing and initialising tokens; never logs in on its own.
     Admin,
+    /// One token, logged in, to open what was written long ago.
+    Recover(Serve),
 }
 
 /// Which token, and how to log in to it.
@@ -252,12 +255,32 @@ pub(super) enum Request<'a> {
     Probe { key: u32 },
     /// Make a wrapping key in the token.
     GenerateKey { label: String },
+    /// Make the RSA pair of an import, and try the whole of one.
+    BeginImport { label: &'a str },
+    /// Unwrap what was sealed for that pair.
+    FinishImport {
+        label: &'a str,
+        pair: Fingerprint,
+        hash: OaepHash,
+        sealed: Sealed,
+        check_value: [u8; 3],
+    },
+    /// Destroy the RSA pair of an import.
+    CancelImport { label: &'a str },
     /// Look at the audit key of that label.
     OpenSigner { label: String },
     /// Sign with the audit key of that label.
     Sign { label: &'a str, message: &'a [u8] },
     /// Make an audit key in the token.
     GenerateSigner { label: String },
+    /// Decrypt a wrapped data key with the key of that label; an AES one has
+    /// an IV. Recover mode.
+    Recover {
+        label: &'a str,
+        iv: Option<[u8; IV_LEN]>,
+        ciphertext: &'a [u8],
+        aad: &'a [u8],
+    },
     /// Every token of the module. Admin mode.
     ListTokens,
     /// Initialise a token. Admin mode.
@@ -282,6 +305,7 @@ pub(super) enum Reply<'a> {
     DataKey(&'a [u8]),
     Random(&'a [u8]),
     Key(OpenedKey),
+    Transport(Transport),
     Signer(Signer),
     Signed {
         signature: &'a [u8],
@@ -305,6 +329,15 @@ pub struct OpenedKey {
     pub attributes: Attributes,
     /// CKA_CHECK_VALUE: the token's own three bytes, never computed by us.
     pub check_value: Option<[u8; 3]>,
+}
+
+/// The public half of the pair that an import's key is sealed for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transport {
+    /// In PEM (SPKI).
+    pub public_key: String,
+    /// The hash of RSA-OAEP that the token takes.
+    pub hash: OaepHash,
 }
 
 /// An audit key, which only signs (SECURITY.md 29).

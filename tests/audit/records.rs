@@ -1,10 +1,15 @@
 //! What is on record, and what an auditor can prove of it.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::Duration;
 
+use rustix::process::Signal;
 use strongroom::audit::{Kind, OK, Phase};
 
-use crate::support::{Agent, Hsm, TokenKind, Weed, pattern, value};
+use crate::support::process::{eventually, signal};
+use crate::support::{Agent, Hsm, TokenKind, Weed, pattern, temp_dir, value};
 use crate::{LABEL, by_request, config_audit, make_key, records, sound};
 
 #[test]
@@ -64,6 +69,29 @@ fn rule_28_what_was_done_is_on_record_and_nothing_of_what_was_in_it() {
     let has_check_value = hsm.kind() == TokenKind::SoftHsm;
     assert_eq!(put.check_value.is_some(), has_check_value);
     assert!(put.message_id.is_some() && put.checksum.is_some() && put.duration_us.is_some());
+    for kind in [
+        Kind::Put,
+        Kind::Get,
+        Kind::Head,
+        Kind::Inspect,
+        Kind::List,
+        Kind::Delete,
+    ] {
+        let done = all.iter().find(|r| {
+            let event = &r.event;
+            event.event == kind
+                && event.phase == Some(Phase::End)
+                && event.result.as_deref() == Some(OK)
+        });
+        let event = done.map(|r| &r.event);
+        assert!(
+            event.is_some_and(|event| event
+                .s3_request_id
+                .as_ref()
+                .is_some_and(|id| !id.is_empty())),
+            "{kind:?}: {event:?}"
+        );
+    }
     assert_eq!(
         put.peer.as_ref().unwrap().uid,
         rustix::process::geteuid().as_raw()
@@ -198,4 +226,93 @@ fn rule_29_an_auditor_with_key_and_anchor_can_prove_the_log_or_say_where_it_is_w
             .contains(LABEL)
     );
     sound(&dir);
+}
+
+#[test]
+fn an_outage_that_ends_at_once_is_on_record() {
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let mut agent = Agent::start(&hsm, weed, |_| {});
+    let states = |agent: &Agent| -> Vec<String> {
+        let all = records(&agent.state_dir().join("audit"));
+        let tokens = all.into_iter().filter(|r| r.event.event == Kind::Token);
+        tokens
+            .filter_map(|r| r.event.state)
+            .filter(|state| state != "starting")
+            .collect()
+    };
+    let up = eventually(Duration::from_secs(30), || {
+        (states(&agent) == ["ready"]).then_some(())
+    });
+    assert!(up.is_some(), "{:?}", states(&agent));
+    let worker = agent.workers().remove(0);
+    signal(worker.pid, Signal::KILL);
+    let other = eventually(Duration::from_secs(30), || {
+        let status = agent.try_status()?;
+        let token = &status.tokens[0];
+        (token.health == "ready" && token.worker_pid != Some(worker.pid)).then_some(())
+    });
+    assert!(other.is_some(), "{}", agent.log());
+    agent.stop();
+    assert_eq!(states(&agent), ["ready", "recovering", "ready"]);
+}
+
+/// In a mount namespace with a journal of the test's own.
+#[test]
+fn a_second_sink_gets_each_record_and_holds_nothing_up() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root may mount");
+        return;
+    }
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let bucket = weed.bucket("journal");
+    let dir = temp_dir();
+    let journal = UnixDatagram::bind(dir.path().join("socket")).unwrap();
+    journal
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut agent = Agent::prepare(&hsm, weed, |config| {
+        let audit = config_audit(config);
+        audit.remove("checkpoint_key");
+        audit["also"] = value("journald");
+    });
+    let inner = agent.command(["agent"]);
+    let mut command = Command::new("unshare");
+    let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
+                  mount --bind \"$1\" /run/systemd/journal && shift && exec \"$@\"";
+    command.args(["--mount", "sh", "-ec", script, "sh"]);
+    command.arg(dir.path());
+    command.arg(inner.get_program()).args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    command.current_dir(agent.dir());
+    agent.launch_as(command);
+    agent.await_ready().unwrap();
+    let target = format!("/v1/objects/{bucket}/k");
+    let put = agent.http("PUT", &target, &[], b"x");
+    let id = put.header("strongroom-request-id").unwrap();
+    let mut room = vec![0; 64 << 10];
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let len = journal.recv(&mut room).expect("no record came");
+        let text = String::from_utf8_lossy(&room[..len]).into_owned();
+        assert!(
+            text.starts_with("SYSLOG_IDENTIFIER=strongroom-audit\n"),
+            "{text}"
+        );
+        if text.contains(id) {
+            seen.push(text);
+        }
+    }
+    assert!(seen[0].contains("\"phase\":\"begin\"") && seen[1].contains("\"result\":\"ok\""));
+    // Nobody reads any longer: its queue fills up, and then it is gone.
+    for gone in [false, true] {
+        if gone {
+            fs::remove_file(dir.path().join("socket")).unwrap();
+        }
+        for _ in 0..20 {
+            assert_eq!(agent.http("HEAD", &target, &[], b"").status, 200);
+        }
+    }
+    assert!(agent.log().contains("audit.also cannot take a record"));
+    agent.stop();
+    sound(&agent.state_dir().join("audit"));
 }

@@ -15,6 +15,8 @@ use crate::{await_ready, by_request, records, sound};
 
 /// Operations tried for each kind of trouble: 250 and more together.
 const TRIED: usize = 126;
+/// The name of the thread that writes the log.
+const WRITER: &str = "audit";
 /// How long one trouble may last before the agent notices its end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -230,6 +232,45 @@ fn rule_28_with_writes_that_fail_nothing_is_done_that_is_not_on_record() {
     let log = dir.path().join("log");
     assert!(broken > 10, "{broken}");
     judge("writes that fail", &log, &replies, broken / 2);
+    let target = format!("/v1/objects/{bucket}/after");
+    assert_eq!(agent.http("PUT", &target, &[], b"x").status, 201);
+    assert!(records(&log).iter().any(|r| r.event.event == Kind::Outage));
+    agent.stop();
+    assert!(sound(&log).open.is_empty());
+}
+
+/// Writes go through, and then the medium says that it has lost them.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn rule_28_with_flushes_that_fail_nothing_is_done_that_is_not_on_record() {
+    use crate::support::inject::Flushes;
+
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root may look into the server");
+        return;
+    }
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let bucket = weed.bucket("flushes");
+    let dir = temp_dir();
+    let mut agent = agent(&hsm, weed, dir.path());
+    agent.launch();
+    agent.await_ready().unwrap();
+    prepare(&agent, &bucket);
+    let tasks = format!("/proc/{}/task", agent.server().pid);
+    let writer = fs::read_dir(tasks).unwrap().find_map(|task| {
+        let task = task.unwrap();
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        (name.trim_end() == WRITER).then(|| task.file_name().to_str()?.parse().ok())?
+    });
+    let flushes = Flushes::fail(writer.expect("the writer's thread"), 7);
+    let replies = try_all(&agent, &bucket);
+    let failed = flushes.stop(|| {
+        agent.http("HEAD", &format!("/v1/objects/{bucket}/old"), &[], b"");
+    });
+    await_ready(&agent);
+    let log = dir.path().join("log");
+    assert!(failed > 10, "{failed} flushes failed");
+    judge("flushes that fail", &log, &replies, 10);
     let target = format!("/v1/objects/{bucket}/after");
     assert_eq!(agent.http("PUT", &target, &[], b"x").status, 201);
     assert!(records(&log).iter().any(|r| r.event.event == Kind::Outage));

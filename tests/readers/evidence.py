@@ -62,7 +62,7 @@ for r in ends:
         used[r["wrapping_key"]][r["event"]] += 1
 for r in denied:
     activity[r["peer"]["uid"], r["operation"], "denied"][0] += 1
-    days[r["time"][:10]]["denials"] += 1
+    days[r["time"][:10]]["denials"] += 1 + r.get("unrecorded", 0)
 
 # What each key's objects are, if the log tells of all of them: the last put
 # of a place, unless it was deleted since.
@@ -106,7 +106,7 @@ same(
     [[d["date"], *(d[name] for name in NAMES)] for d in report["days"]],
     [[date, *(day[name] for name in NAMES)] for date, day in sorted(days.items())],
 )
-same("denials", report["denials"]["total"], len(denied))
+same("denials", report["denials"]["total"], sum(1 + r.get("unrecorded", 0) for r in denied))
 same("refusals", report["refusals"]["total"], sum(1 for r in ends if r.get("tamper")))
 for key in report["keys"]:
     name = key["name"]

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use toml_edit::{DocumentMut, Item, Table, value};
 
+use super::data::pattern;
 use super::http::{self, Body, Reply};
+use super::memory::{Needles, PIECE};
 use super::process::{Process, Run, eventually, run, run_reading, signal, tree, wait};
 use super::weed::{REGION, Store};
 use super::{Hsm, TokenKind, temp_dir};
@@ -19,6 +21,13 @@ const START: Duration = Duration::from_secs(20);
 /// How long a stop may take: more than the shutdown grace that tests set.
 const STOP: Duration = Duration::from_secs(30);
 
+/// The variable of the log's level.
+const LEVEL: &str = "STRONGROOM_LOG";
+/// Patterns of test data that are looked for, and bytes of each: whoever leaks
+/// plaintext leaks the beginning of a frame or a body.
+const PATTERNS: u64 = 32;
+const PATTERN_LEN: u64 = 64;
+
 /// A running agent: supervisor, server and token workers.
 pub struct Agent {
     child: Option<Child>,
@@ -27,6 +36,8 @@ pub struct Agent {
     token_conf: PathBuf,
     store: Store,
     variables: Vec<(String, String)>,
+    /// What must be in none of its files when it ends.
+    secrets: Needles,
 }
 
 /// An agent that ended instead of getting ready.
@@ -85,6 +96,7 @@ impl Agent {
             token_conf: hsm.conf(),
             store: store.into(),
             variables: Vec::new(),
+            secrets: secrets(hsm),
         };
         let mut config: DocumentMut = hsm.config().parse().unwrap();
         for name in ["agent", "s3", "message", "spool", "keyslots"] {
@@ -124,6 +136,11 @@ impl Agent {
             .append(true)
             .open(self.log_path())
             .unwrap();
+        // At the most talkative level, so that every test is one of what is not
+        // said, too.
+        if !self.variables.iter().any(|(name, _)| name == LEVEL) {
+            command.env(LEVEL, "trace");
+        }
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -421,6 +438,27 @@ impl Drop for Agent {
         self.kill();
         if std::thread::panicking() {
             eprintln!("--- the agent's log ---\n{}---", self.log());
+            return;
+        }
+        // Audit log, catalogue, spool, latches. What else is in the directory
+        // is the test's own.
+        for path in [self.log_path(), self.state_dir(), self.config_path()] {
+            let found = self.secrets.in_files(&path);
+            assert!(found.is_empty(), "secrets in the agent's files: {found:?}");
         }
     }
+}
+
+/// The PIN, and the data that tests store.
+fn secrets(hsm: &Hsm) -> Needles {
+    let mut needles = Needles::new();
+    // A test of wrong PINs may have written a short one.
+    let pin = hsm.pin();
+    if pin.len() >= PIECE {
+        needles.add_written("PIN", pin.as_bytes());
+    }
+    for seed in 0..PATTERNS {
+        needles.add("test data", &pattern(seed, PATTERN_LEN));
+    }
+    needles
 }

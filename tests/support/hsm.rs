@@ -326,9 +326,10 @@ impl KeySpec {
     }
 }
 
-/// A PIN of 12 random digits: some tokens take only digits, some at least 8.
+/// A PIN of 20 random digits: some tokens take only digits, some at least 8,
+/// and one of less than 16 could not be sought among other bytes.
 fn random_pin() -> String {
-    let mut bytes = [0; 12];
+    let mut bytes = [0; 20];
     getrandom::fill(&mut bytes).unwrap();
     bytes.iter().map(|b| char::from(b'0' + b % 10)).collect()
 }

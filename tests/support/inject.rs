@@ -11,6 +11,8 @@ use std::ffi::CString;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A thread in our hands; it goes on when this is dropped.
 pub struct Held {
@@ -206,4 +208,87 @@ fn set_registers(tid: libc::pid_t, set: &libc::user_regs_struct) {
     // SAFETY: the kernel reads a structure of exactly this type.
     let done = unsafe { libc::ptrace(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(set)) };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A thread whose flushes fail: every so many calls of fdatasync return EIO
+/// without having been made.
+pub struct Flushes {
+    over: Arc<AtomicBool>,
+    tracer: std::thread::JoinHandle<u64>,
+}
+
+/// What the kernel has put into RAX where a call begins.
+const BEGINS: i64 = -(libc::ENOSYS as i64);
+/// What tells the stop at a call from one at a signal (PTRACE_O_TRACESYSGOOD).
+const AT_CALL: libc::c_int = libc::SIGTRAP | 0x80;
+
+impl Flushes {
+    /// Takes hold of a thread; returns when it does.
+    pub fn fail(tid: u32, every: u64) -> Self {
+        let tid = libc::pid_t::try_from(tid).unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let until = over.clone();
+        let (held, holds) = std::sync::mpsc::channel();
+        // Only the thread that took hold may give orders.
+        let tracer = std::thread::spawn(move || {
+            let good = usize::try_from(libc::PTRACE_O_TRACESYSGOOD).unwrap();
+            trace(libc::PTRACE_SEIZE, tid, good);
+            trace(libc::PTRACE_INTERRUPT, tid, 0);
+            wait(tid);
+            held.send(()).unwrap();
+            Self::run(tid, every, &until)
+        });
+        holds.recv().unwrap();
+        Self { over, tracer }
+    }
+
+    fn run(tid: libc::pid_t, every: u64, until: &AtomicBool) -> u64 {
+        let (mut seen, mut failed, mut fails, mut signal) = (0_u64, 0, false, 0);
+        while !until.load(Ordering::Relaxed) || fails {
+            trace(libc::PTRACE_SYSCALL, tid, signal);
+            signal = 0;
+            let mut status = 0;
+            // SAFETY: `status` is ours for the call.
+            let got = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
+            assert!(got == tid && libc::WIFSTOPPED(status), "{tid}: {status:x}");
+            let why = libc::WSTOPSIG(status);
+            if why != AT_CALL {
+                // A signal of its own, which it shall have; not our interrupt.
+                let own = status >> 16 == 0 && why != libc::SIGTRAP;
+                signal = if own {
+                    usize::try_from(why).unwrap()
+                } else {
+                    0
+                };
+                continue;
+            }
+            let mut set = registers(tid);
+            if set.rax.cast_signed() == BEGINS {
+                if set.orig_rax == libc::SYS_fdatasync.cast_unsigned() {
+                    seen += 1;
+                    if seen.is_multiple_of(every) {
+                        // No call has this number.
+                        set.orig_rax = u64::MAX;
+                        set_registers(tid, &set);
+                        fails = true;
+                    }
+                }
+            } else if fails {
+                set.rax = i64::from(-libc::EIO).cast_unsigned();
+                set_registers(tid, &set);
+                fails = false;
+                failed += 1;
+            }
+        }
+        trace(libc::PTRACE_DETACH, tid, 0);
+        failed
+    }
+
+    /// Lets go of the thread at its next call, which `nudge` must make it do.
+    /// How many flushes failed.
+    pub fn stop(self, nudge: impl FnOnce()) -> u64 {
+        self.over.store(true, Ordering::Relaxed);
+        nudge();
+        self.tracer.join().unwrap()
+    }
 }

@@ -124,8 +124,13 @@ impl Rig {
     }
 
     fn respawn(&mut self) {
+        let config = self.hsm.config();
+        self.respawn_with(&config);
+    }
+
+    fn respawn_with(&mut self, config: &config::Token) {
         self.kill();
-        let (child, link) = token::spawn(&self.hsm.config(), &self.hsm.exe).unwrap();
+        let (child, link) = token::spawn(config, &self.hsm.exe).unwrap();
         self.token.attach(link, child.id());
         self.child = child;
     }

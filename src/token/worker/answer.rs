@@ -16,6 +16,7 @@ use crate::token::protocol::{
 
 use super::failure::{Class, During, Fault, classify, counted};
 use super::gate::{self, Opened};
+use super::import::{Arriving, Importer};
 use super::mechanism::Wrapped;
 use super::serve::{Shared, Thread};
 use super::{mechanism, module, signer};
@@ -84,7 +85,31 @@ impl Thread {
                 let signer = signer::generate(&self.session, &label)?;
                 self.reply(id, &Reply::Signer(signer))
             }
-            Request::ListTokens | Request::InitToken { .. } => {
+            Request::BeginImport { label } => {
+                let transport = self.importer().begin(label)?;
+                self.reply(id, &Reply::Transport(transport))
+            }
+            Request::FinishImport {
+                label,
+                pair,
+                hash,
+                sealed,
+                check_value,
+            } => {
+                self.importer().finish(&Arriving {
+                    label,
+                    pair,
+                    hash,
+                    sealed: &sealed,
+                    check_value,
+                })?;
+                self.reply(id, &Reply::Done)
+            }
+            Request::CancelImport { label } => {
+                self.importer().cancel(label)?;
+                self.reply(id, &Reply::Done)
+            }
+            Request::ListTokens | Request::InitToken { .. } | Request::Recover { .. } => {
                 Err(Failure::new(FailureKind::Rejected, "not in this mode"))
             }
         }
@@ -93,6 +118,14 @@ impl Thread {
     fn reply(&self, id: u64, reply: &Reply<'_>) -> Result<(), Failure> {
         self.shared.send(id, reply);
         Ok(())
+    }
+
+    fn importer(&self) -> Importer<'_> {
+        Importer {
+            session: &self.session,
+            raw: &self.shared.raw,
+            convention: self.shared.convention,
+        }
     }
 
     fn open_key(&self, spec: KeySpec) -> Result<OpenedKey, Failure> {

@@ -296,7 +296,18 @@ pub(super) fn generate(
             format!("a key labelled {label:?} is already on the token"),
         ));
     }
-    let template = vec![
+    let made = convention.tried_templates(&sound(label), |template| {
+        let made = session.generate_key(&Mechanism::AesKeyGen, template);
+        counted("C_GenerateKey", made).map_err(Fault::from)
+    });
+    made.map(drop)
+        .map_err(|fault| fault.failed(format!("cannot generate a key labelled {label:?}")))
+}
+
+/// The attributes of a wrapping key, every one of them set, but for those that
+/// not every token knows ([`Convention::tried_templates`]).
+pub(super) fn sound(label: &str) -> Vec<Attribute> {
+    vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
         Attribute::ValueLen(32.into()),
@@ -313,42 +324,34 @@ pub(super) fn generate(
         Attribute::Unwrap(false),
         Attribute::Derive(false),
         Attribute::Modifiable(false),
-    ];
-    let copyable = Attribute::Copyable(false);
-    let gcm = convention
-        .mechanism_type()
-        .map_err(|fault| fault.failed("cannot name the token's AES-GCM"))?;
-    let only_gcm = Attribute::AllowedMechanisms(vec![gcm]);
-    // Not every token knows the last two; the fewest that it refuses are
-    // left out, and `key show` tells what the key has.
-    let attempts = [
-        vec![copyable.clone(), only_gcm.clone()],
-        vec![only_gcm],
-        vec![copyable],
-        vec![],
-    ];
-    let mut refused = None;
-    for extra in attempts {
-        let template: Vec<_> = template.iter().cloned().chain(extra).collect();
-        match counted(
-            "C_GenerateKey",
-            session.generate_key(&Mechanism::AesKeyGen, &template),
-        ) {
-            Ok(_) => return Ok(()),
-            Err(error) => {
-                let fault = Fault::from(error);
-                let about_the_template = fault.class() == Class::Configuration;
-                refused = Some(fault);
-                if !about_the_template {
-                    break;
-                }
+    ]
+}
+
+impl Convention {
+    /// Makes a key with this template, COPYABLE false and AES-GCM for its only
+    /// mechanism. Not every token knows the last two; the fewest that it
+    /// refuses are left out, and `key show` tells what the key has.
+    pub(super) fn tried_templates(
+        self,
+        template: &[Attribute],
+        make: impl Fn(&[Attribute]) -> Result<ObjectHandle, Fault>,
+    ) -> Result<ObjectHandle, Fault> {
+        let copyable = Attribute::Copyable(false);
+        let only_gcm = Attribute::AllowedMechanisms(vec![self.mechanism_type()?]);
+        let attempts = [
+            vec![copyable.clone(), only_gcm.clone()],
+            vec![only_gcm],
+            vec![copyable],
+        ];
+        for extra in attempts {
+            let template: Vec<_> = template.iter().cloned().chain(extra).collect();
+            match make(&template) {
+                Err(fault) if fault.class() == Class::Configuration => {}
+                made => return made,
             }
         }
+        make(template)
     }
-    Err(match refused {
-        Some(fault) => fault.failed(format!("cannot generate a key labelled {label:?}")),
-        None => Failure::new(FailureKind::Away, "no attempt was made"),
-    })
 }
 
 const _: () = assert!(IV_LEN == 12, "the gate's known-good wraps have 12-byte IVs");

@@ -9,10 +9,12 @@ mod attributes;
 mod exit;
 mod failure;
 mod gate;
+mod import;
 mod mechanism;
 mod module;
 mod probe;
 mod raw;
+mod recovery;
 mod serve;
 mod setup;
 mod signer;
@@ -37,6 +39,7 @@ use crate::{confine, log};
 use super::protocol::{Failure, FailureKind, Frame, HELLO, Mode, Reply, Request, Setup, TALLY};
 use super::tally;
 
+use recovery::Recovery;
 use watch::Watch;
 
 /// How long the parent may take for the first frame, which it writes right
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
 enum Role {
     Serving(mpsc::Sender<Frame>),
     Admin(Pkcs11),
+    Recovering(Box<Recovery>),
 }
 
 fn run(setup: &Setup, mut link: UnixStream) -> ! {
@@ -112,6 +116,14 @@ fn start(setup: &Setup, link: &UnixStream) -> Result<Role, Failure> {
             send(&mut &*link, HELLO, &Reply::Done).map_err(away)?;
             Ok(Role::Admin(pkcs11))
         }
+        Mode::Recover(token) => {
+            let away = |error: io::Error| Failure::new(FailureKind::Away, error.to_string());
+            let link_too = link.try_clone().map_err(away)?;
+            let watch = Watch::start(token.call_timeout, link_too).map_err(away)?;
+            let recovery = Recovery::start(&setup.module, token, watch)?;
+            send(&mut &*link, HELLO, &Reply::Done).map_err(away)?;
+            Ok(Role::Recovering(Box::new(recovery)))
+        }
     }
 }
 
@@ -127,9 +139,27 @@ fn receive(link: &mut UnixStream, role: &Role) -> io::Result<()> {
                 let reply = administer(pkcs11, &frame).unwrap_or_else(Reply::Failed);
                 send(link, frame.id(), &reply)?;
             }
+            Role::Recovering(recovery) => recover(link, recovery, &frame)?,
         }
     }
     Ok(())
+}
+
+/// Answers one frame of a recovery.
+fn recover(link: &mut UnixStream, recovery: &Recovery, frame: &Frame) -> io::Result<()> {
+    let opened = match frame.decode()? {
+        Request::Recover {
+            label,
+            iv,
+            ciphertext,
+            aad,
+        } => recovery.open(label, iv, ciphertext, aad),
+        _ => Err(Failure::new(FailureKind::Rejected, "not in this mode")),
+    };
+    match opened {
+        Ok(data_key) => send(link, frame.id(), &Reply::DataKey(&data_key)),
+        Err(failure) => send(link, frame.id(), &Reply::Failed(failure)),
+    }
 }
 
 fn administer(pkcs11: &Pkcs11, frame: &Frame) -> Result<Reply<'static>, Failure> {

@@ -30,7 +30,7 @@ const SESSION_PAUSE: Duration = Duration::from_millis(100);
 /// Stack, in bytes, that is overwritten below a caller of the module after
 /// each login and request: several times what SoftHSM and Kryoptic use. It
 /// costs microseconds; a thread has 2 MiB.
-const MODULE_STACK: usize = 128 * 1024;
+pub(super) const MODULE_STACK: usize = 128 * 1024;
 /// How often the server is told how the module was called, at most: what a
 /// killed worker did not tell is lost.
 const TELL_CALLS: Duration = Duration::from_secs(1);

@@ -41,7 +41,7 @@ functions! {
     C_CloseSession C_CloseAllSessions C_GetSessionInfo C_Login C_Logout
     C_CreateObject C_DestroyObject C_GetAttributeValue C_FindObjectsInit
     C_FindObjects C_FindObjectsFinal C_EncryptInit C_Encrypt C_DecryptInit
-    C_Decrypt C_GenerateKey C_WrapKey C_UnwrapKey C_SeedRandom C_GenerateRandom
+    C_Decrypt C_SignInit C_Sign C_GenerateKey C_GenerateKeyPair C_WrapKey C_UnwrapKey C_SeedRandom C_GenerateRandom
 }
 
 /// Faults of one plan.

@@ -108,7 +108,7 @@ pub(crate) fn call(
 fn ends_an_operation(function: Function) -> bool {
     matches!(
         function,
-        Function::C_Encrypt | Function::C_Decrypt | Function::C_FindObjectsFinal
+        Function::C_Encrypt | Function::C_Decrypt | Function::C_Sign | Function::C_FindObjectsFinal
     )
 }
 

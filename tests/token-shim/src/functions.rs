@@ -147,6 +147,16 @@ functions! {
     )
         => |harm: Harm| harm.output(out, out_len),
         |plan, _| vendor::decrypt(plan, session, (data, len), (out, out_len));
+    C_SignInit(session: CK_SESSION_HANDLE, mechanism: CK_MECHANISM_PTR, key: CK_OBJECT_HANDLE)
+        => |_| {},
+        |_, decoy| real!(C_SignInit(session, mechanism, decoy.unwrap_or(key)));
+    C_Sign(
+        session: CK_SESSION_HANDLE,
+        data: CK_BYTE_PTR,
+        len: CK_ULONG,
+        out: CK_BYTE_PTR,
+        out_len: CK_ULONG_PTR
+    ) => |harm: Harm| harm.output(out, out_len);
     C_GenerateKey(
         session: CK_SESSION_HANDLE,
         mechanism: CK_MECHANISM_PTR,
@@ -165,6 +175,16 @@ functions! {
             }
             code
         };
+    C_GenerateKeyPair(
+        session: CK_SESSION_HANDLE,
+        mechanism: CK_MECHANISM_PTR,
+        public: CK_ATTRIBUTE_PTR,
+        public_count: CK_ULONG,
+        private: CK_ATTRIBUTE_PTR,
+        private_count: CK_ULONG,
+        public_key: CK_OBJECT_HANDLE_PTR,
+        private_key: CK_OBJECT_HANDLE_PTR
+    ) => |harm: Harm| harm.handle(private_key);
     C_WrapKey(
         session: CK_SESSION_HANDLE,
         mechanism: CK_MECHANISM_PTR,
