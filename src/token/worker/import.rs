@@ -9,12 +9,12 @@ use cryptoki::session::Session;
 
 use crate::secret::Secret32;
 use crate::token::IV_LEN;
-use crate::token::protocol::{Failure, FailureKind, Transport};
+use crate::token::protocol::{Failure, FailureKind, KeySpec, Transport};
 use crate::transport::{BITS, Fingerprint, OaepHash, PROOF_AAD, Sealed, TransportKey};
 
 use super::attributes::read;
 use super::failure::{Class, Fault, counted};
-use super::gate::{labelled, sound};
+use super::gate::{self, labelled, sound};
 use super::mechanism::Convention;
 use super::raw::Raw;
 use super::recovery::oaep;
@@ -175,8 +175,14 @@ impl Importer<'_> {
 
     fn check(&self, key: ObjectHandle, arriving: &Arriving<'_>) -> Result<(), Failure> {
         self.opens_proof(key, arriving.sealed)?;
-        let (_, reported) = read(self.session, key)
+        let (attributes, reported) = read(self.session, key)
             .map_err(|fault| fault.failed("cannot read the key's attributes"))?;
+        let spec = KeySpec {
+            name: arriving.label.to_owned(),
+            label: arriving.label.to_owned(),
+            imported: true,
+        };
+        gate::check(&spec, &attributes)?;
         match reported {
             // Not every token has one; the proof says more.
             Some(value) if value != arriving.check_value => Err(Failure::new(
