@@ -193,6 +193,7 @@ fn rule_23_three_components_make_one_key_on_two_vendors_tokens() {
         ("CKA_MODIFIABLE", "false"),
         ("CKA_LOCAL", "false"),
         ("CKA_ALLOWED_MECHANISMS", "CKM_AES_GCM"),
+        ("CKA_COPYABLE", "false"),
     ] {
         assert_eq!(has(name).as_deref(), Some(wanted), "{name}");
     }

@@ -7,6 +7,7 @@ mod objects;
 #[path = "../support/mod.rs"]
 mod support;
 mod tokens;
+mod typed;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -114,6 +114,13 @@ fn a_key_in_a_token_opens_what_was_wrapped_for_it() {
         done.stderr
     );
     recover(in_token(&hsm, KEY)).fails(67, &["this key in the token does not open"]);
+    let stranger = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
+    let strangers = Holders {
+        rsa: Some(("escrow-2026", &stranger.to_public_key(), hash())),
+        ..Holders::default()
+    };
+    fs::write(&object, message(&plain, ("acme", "k"), &strangers).0).unwrap();
+    recover(in_token(&hsm, "escrow")).fails(67, &["this key in the token does not open"]);
     recover(in_token(&hsm, "nobody")).fails(75, &["no key on the token is labelled"]);
 
     // The agent's own wrapping key, without the agent.

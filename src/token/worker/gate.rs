@@ -349,7 +349,9 @@ impl Convention {
             vec![copyable],
         ];
         for extra in attempts {
-            let template: Vec<_> = template.iter().cloned().chain(extra).collect();
+            // In front: SoftHSM, when it unwraps, sets attributes in their order,
+            // and none after MODIFIABLE, which is the last of `sound`.
+            let template: Vec<_> = extra.into_iter().chain(template.iter().cloned()).collect();
             match make(&template) {
                 Err(fault) if fault.class() == Class::Configuration => {}
                 made => return made,
