@@ -7,14 +7,23 @@ mod error;
 mod evidence;
 mod grants;
 mod operation;
+mod retire;
+mod verify;
+mod rewrap;
 
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
     Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
-    Listing, LogReport, Outage, Report, Shown,
+    LifeEvent, Listing, LogReport, Outage, Report, Shown,
 };
 pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
+pub use retire::{
+    EXPORT_FORMAT, ExportEnd, ExportHead, KeyDetail, RetireLine, RetireReason, RetireReport,
+    RetireRequest,
+};
+pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
+pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
 
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +86,12 @@ pub struct Receipt {
     pub message_id: String,
     /// The configured name of the wrapping key.
     pub wrapping_key: String,
+    /// Who else holds the data key: recipients, by their names in the object.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<String>,
+    /// Recipients that are not required and were away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_recipients: Vec<String>,
     /// When the message was begun, Unix milliseconds; also in its context.
     pub created: u64,
 }
@@ -143,6 +158,9 @@ pub struct Inspection {
     pub context: Vec<(String, String)>,
     /// Who can open it.
     pub encrypted_data_keys: Vec<InspectedKey>,
+    /// Keyslots and packs beside the object: who can open it as well.
+    #[serde(default)]
+    pub keyslots: Vec<InspectedSlot>,
     /// How it compares with the catalogue: `current`, `superseded`, `unknown`.
     pub catalogue: String,
     /// What of the above was cryptographically verified: never anything here
@@ -164,6 +182,20 @@ pub struct InspectedKey {
     /// The token that holds it, when at hand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Who holds it, in words.
+    #[serde(default)]
+    pub holder: String,
+}
+
+/// A keyslot of an inspected object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectedSlot {
+    /// The wrapping key's name.
+    pub name: String,
+    /// The slot's or pack's name in the store.
+    pub slot: String,
+    /// Whether this agent is configured with that key.
+    pub at_hand: bool,
 }
 
 /// One of the six questions of custody.
@@ -218,6 +250,18 @@ pub struct KeyInfo {
     /// The successor, once it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handed_over_to: Option<String>,
+    /// When this host first used it, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_used: Option<String>,
+    /// Whole days since then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_days: Option<u64>,
+    /// Seconds until its cryptoperiod is over; negative since it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cryptoperiod_left_seconds: Option<i64>,
+    /// What somebody should do something about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The attributes, by their PKCS#11 names, as the token reports them.
     pub attributes: Vec<(String, String)>,
     /// The token's own check value, hexadecimal, if it gives one.
@@ -352,6 +396,10 @@ pub struct Status {
 pub struct GenerateKey {
     /// CKA_LABEL of the new key.
     pub label: String,
+    /// The name it is to have in the configuration, for the records; its
+    /// label when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The configured name of the token.
     pub token: String,
     /// Not a wrapping key, but one that signs checkpoints and reports.

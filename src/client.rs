@@ -4,11 +4,15 @@
 //! request: on a local socket that costs microseconds, and a request that is
 //! given up takes nothing else with it.
 
+mod lines;
+mod rewrap;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod wire;
 
+pub use lines::Lines;
+pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 
 use std::path::{Path, PathBuf};
@@ -20,7 +24,8 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{
     Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, ImportKey,
-    Inspection, KeyInfo, ListPage, Receipt, Status, header,
+    Inspection, KeyDetail, KeyInfo, ListPage, Receipt, RetireLine, RetireRequest, Status, VerifyLine,
+    VerifyRequest, header,
 };
 use wire::{encode, problem};
 
@@ -238,6 +243,42 @@ impl Client {
             .await?
             .json()
             .await
+    }
+
+    /// One wrapping key, with what depends on it.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn key(&self, name: &str) -> Result<KeyDetail, Error> {
+        self.fetch(&format!("/v1/keys/{}", encode(name))).await
+    }
+
+    /// Whether a key may be retired; then, once the configuration has it as
+    /// disabled, that it was.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn retire(&self, request: &RetireRequest) -> Result<Lines<RetireLine>, Error> {
+        let answer = self.call(Method::POST, "/v1/keys/retire", json_body(request)?);
+        Ok(Lines::new(answer.await?))
+    }
+
+    /// Verifies what is stored.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn verify(&self, request: &VerifyRequest) -> Result<Lines<VerifyLine>, Error> {
+        let answer = self.call(Method::POST, "/v1/verify", json_body(request)?);
+        Ok(Lines::new(answer.await?))
+    }
+
+    /// What the catalogue knows, line by line.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn catalog(&self) -> Result<Lines<serde_json::Value>, Error> {
+        let answer = self.call(Method::GET, "/v1/catalog", Upload::empty());
+        Ok(Lines::new(answer.await?))
     }
 
     /// Takes a step of a key's import; the answer is the step's own.

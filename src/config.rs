@@ -8,6 +8,7 @@
 mod grammar;
 mod grants;
 mod names;
+mod recipients;
 mod units;
 
 pub use grammar::{
@@ -15,6 +16,7 @@ pub use grammar::{
     PayloadSigning, Rate, S3, Spool, Token,
 };
 pub use grants::{Grant, OVERFLOW_ID, Who};
+pub use recipients::{Holder, MAX_RECIPIENTS, Recipient, Recipients, Writer};
 pub use units::{ByteRate, Length, RequestRate, Timeout, WrapLimit};
 
 use std::path::{Path, PathBuf};
@@ -54,6 +56,10 @@ pub struct Config {
     pub tokens: Vec<Token>,
     /// `[[key]]`, possibly none on a host that is being set up.
     pub keys: Vec<Key>,
+    /// `[recipients]` and `[[recipient]]`: who else holds every data key.
+    pub recipients: Recipients,
+    /// `[[writer]]`: other hosts that wrap under keys of ours.
+    pub writers: Vec<Writer>,
     /// `[[grant]]`, in the file's order.
     pub grants: Vec<Grant>,
 }
@@ -117,6 +123,9 @@ impl Config {
         }
         let refused = |(message, hint): (String, String)| ConfigError::new(path, message, hint);
         let grants = grants::from_file(file.grant, text).map_err(refused)?;
+        let recipients =
+            Recipients::from_file(file.recipients, file.recipient, &file.key).map_err(refused)?;
+        let writers = recipients::writers(file.writer).map_err(refused)?;
         let config = Self {
             path: path.to_owned(),
             agent: file.agent,
@@ -128,6 +137,8 @@ impl Config {
             metrics: file.metrics,
             tokens: file.token,
             keys: file.key,
+            recipients,
+            writers,
             grants,
         };
         config.check().map_err(refused)?;
@@ -135,10 +146,11 @@ impl Config {
     }
 
     /// The ring a request without `Strongroom-Key` uses: the only ring, or
-    /// none when there are several.
+    /// none when there are several. Recipients' rings wrap beside it.
     #[must_use]
     pub fn default_ring(&self) -> Option<&str> {
-        let mut rings = self.keys.iter().filter(|k| k.is_active()).map(Key::ring);
+        let wraps = |key: &&Key| key.is_active() && !self.recipients.has_ring(key.ring());
+        let mut rings = self.keys.iter().filter(wraps).map(Key::ring);
         let first = rings.next()?;
         rings.all(|r| r == first).then_some(first)
     }

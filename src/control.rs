@@ -23,10 +23,11 @@ use tokio::io::unix::AsyncFd;
 pub const MAX_PACKET: usize = 256 << 10;
 
 /// Longest configuration text, in bytes: a packet less room for the rest of
-/// its message: a path of at most 4096 bytes, a few numbers, and the ids of
-/// the grants. An id takes at most 5 bytes (postcard), and the text of a grant
-/// at least 48: `[[grant]]`, `uid=`, `operations=[""]`, `bucket=""`.
-pub const MAX_CONFIG: usize = MAX_PACKET - (32 << 10);
+/// its message: a path of at most 4096 bytes, a few numbers, at most 15 public
+/// keys of 600 bytes, and the ids of the grants. An id takes at most 5 bytes
+/// (postcard), and the text of a grant at least 48: `[[grant]]`, `uid=`,
+/// `operations=[""]`, `bucket=""`.
+pub const MAX_CONFIG: usize = MAX_PACKET - (42 << 10);
 
 /// How often the server gives a sign of life when nothing changes.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -43,6 +44,9 @@ pub enum ToServer {
         /// The uid or gid that each grant is for, in the text's order; the
         /// server cannot look up names.
         principals: Vec<u32>,
+        /// The public keys of RSA recipients (DER), in the configuration's
+        /// order; the server cannot open their files.
+        public_keys: Vec<Vec<u8>>,
         /// For status.
         supervisor_pid: u32,
     },
@@ -75,6 +79,8 @@ pub enum ToServer {
         config_text: String,
         /// As in [`ToServer::Start`].
         principals: Vec<u32>,
+        /// As in [`ToServer::Start`].
+        public_keys: Vec<Vec<u8>>,
         /// Comes back in the answer.
         id: u64,
     },
@@ -351,6 +357,7 @@ mod tests {
             config_path: "/etc/x".into(),
             config_text: "x".repeat(MAX_CONFIG),
             principals: vec![u32::MAX; MAX_CONFIG / 48],
+            public_keys: vec![vec![7; 600]; 15],
             supervisor_pid: 7,
         };
         supervisor.send(&start, Some(theirs.as_fd())).unwrap();
@@ -381,6 +388,7 @@ mod tests {
                 &ToServer::Reload {
                     config_text: text,
                     principals: Vec::new(),
+                    public_keys: Vec::new(),
                     id: 1,
                 },
                 None,

@@ -4,6 +4,7 @@
 //! a fault wherever it can: an operator mends three things at once rather
 //! than one after the other.
 
+mod recipients;
 mod wraps;
 
 use std::path::Path;
@@ -22,8 +23,8 @@ use wraps::Wraps;
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// `configuration`, `grants`, `audit log`, `token NAME`, `key NAME`, `catalogue`, `store`,
-    /// `bucket NAME`, `agent`.
+    /// `configuration`, `grants`, `recipient NAME`, `audit log`, `token NAME`,
+    /// `key NAME`, `catalogue`, `store`, `bucket NAME`, `agent`.
     pub area: String,
     /// Whether it is in order.
     pub ok: bool,
@@ -74,6 +75,7 @@ pub fn run(config_path: &Path, socket: &Path, bucket: Option<&str>) -> Vec<Findi
         ),
     )];
     findings.push(grants(&config));
+    findings.extend(recipients::findings(&config));
     findings.push(audit(&config));
     if !config.keys.iter().any(crate::config::Key::is_active) {
         findings.push(Finding::fault(

@@ -1,7 +1,8 @@
 //! What every operation needs, in one place: keys, store, catalogue, memory.
 
+use std::collections::HashMap;
 use std::hash::{Hash as _, Hasher as _};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, watch};
@@ -39,6 +40,8 @@ pub struct Engine {
     pub spool: Spool,
     /// What of the configuration shapes an object.
     pub settings: Settings,
+    /// Uploads in progress, by wrapping key.
+    pub uses: Uses,
     /// Becomes true when running requests must end.
     pub cancel: watch::Receiver<bool>,
     places: Box<[Mutex<()>]>,
@@ -88,6 +91,46 @@ impl Settings {
     }
 }
 
+/// Uploads in progress, by the key that wraps them: what neither a listing nor
+/// the catalogue shows yet.
+#[derive(Default)]
+pub struct Uses(Arc<std::sync::Mutex<HashMap<String, u64>>>);
+
+/// One of them; over when it is dropped.
+pub struct Use {
+    uses: Arc<std::sync::Mutex<HashMap<String, u64>>>,
+    key: String,
+}
+
+impl Uses {
+    /// One more under the key with this configured name.
+    #[must_use]
+    pub fn begin(&self, key: &str) -> Use {
+        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *uses.entry(key.to_owned()).or_default() += 1;
+        Use {
+            uses: Arc::clone(&self.0),
+            key: key.to_owned(),
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn of(&self, key: &str) -> u64 {
+        let uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        uses.get(key).copied().unwrap_or_default()
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = uses.get_mut(&self.key) {
+            *count -= 1;
+        }
+    }
+}
+
 impl Engine {
     /// Puts the rooms together.
     #[must_use]
@@ -107,6 +150,7 @@ impl Engine {
             pool,
             spool,
             settings,
+            uses: Uses::default(),
             cancel,
             places: (0..PLACE_LOCKS).map(|_| Mutex::new(())).collect(),
         })

@@ -136,9 +136,15 @@ pub async fn report(
         let made_here = made.is_some();
         let since = made.or_else(first_use);
         let (puts, gets) = tally.used.get(&info.name).copied().unwrap_or_default();
+        let age_days = since.as_deref().and_then(|since| days(since, &period.to));
+        let aged = |period: u64| age_days.is_some_and(|days| days * 86_400 >= period);
         keys.push(EvidenceKey {
             origin: origin(&info),
-            age_days: since.as_deref().and_then(|since| days(since, &period.to)),
+            cryptoperiod_exceeded: info.usage == "active"
+                && (info.cryptoperiod_left_seconds.is_some_and(|left| left < 0)
+                    || info.cryptoperiod_seconds.is_some_and(aged)),
+            life: tally.lives.get(&info.name).cloned().unwrap_or_default(),
+            age_days,
             since,
             made_here,
             cryptoperiod_days: info.cryptoperiod_seconds.map(|seconds| seconds / 86_400),
@@ -455,6 +461,9 @@ fn questions(keys: &[EvidenceKey], tokens: &[TokenStatus], access: &str) -> Vec<
             None => "of unknown age".to_owned(),
         };
         match key.cryptoperiod_days {
+            Some(period) if key.cryptoperiod_exceeded => {
+                format!("{}: {age}, beyond its cryptoperiod of {period} days", key.name)
+            }
             Some(period) => format!("{}: {age}, cryptoperiod {period} days", key.name),
             None => format!("{}: {age}, no cryptoperiod configured", key.name),
         }

@@ -134,7 +134,7 @@ pub async fn get(
     let Unlocked { opened, via } = unlock(
         engine,
         &header,
-        &place.bucket,
+        place,
         request.rings.as_deref(),
         receipt.is_some(),
     )

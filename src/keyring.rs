@@ -3,15 +3,20 @@
 //! The one place where a [`Draft`] gets its encrypted data keys and a
 //! [`Header`] gets its data key back. Canaries, which fix a key's identity
 //! (SECURITY rule 18), and the counts of wraps (rule 19) are kept in the
-//! catalogue (`records`); `rings` chooses who wraps, `search` who opens,
-//! `report` tells of it.
+//! catalogue (`records`); `rings` chooses who wraps, `recipients` who else
+//! does, `search` who opens, `report` tells of it.
 
+mod period;
+mod recipients;
 mod records;
 mod report;
 mod rings;
 mod search;
 
 pub use search::{Opened, Search, Trust};
+
+pub use period::Period;
+pub use recipients::{Held, Opens};
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, RwLock};
@@ -20,12 +25,16 @@ use tokio::sync::mpsc;
 
 use crate::api::{Error, ErrorKind};
 use crate::catalog::Catalog;
-use crate::config::{Config, Key};
+use crate::config::{Config, Key, Recipients};
 use crate::fault::message_error;
-use crate::message::{Context, DataKey, Draft, Edk, FreshKey, Header, ProvenKey};
+use crate::message::{Context, DataKey, Edk, FreshKey, Header, ProvenKey};
+use crate::recipient::PublicKey;
+use crate::secret::Secret32;
 use crate::token::{CanaryStore, Holders, KeySpec, Stuck, Token, WrapCounts};
 
+use period::Births;
 use records::Records;
+use rings::Former;
 
 /// Unwrap attempts per open, SECURITY rule 4: a header may carry 16 EDKs that
 /// all claim to be ours, and each costs a token call.
@@ -37,13 +46,20 @@ pub struct Keyring {
     canaries: Arc<dyn CanaryStore>,
     counts: Arc<WrapCounts>,
     stuck: mpsc::Sender<Stuck>,
+    births: Births,
     /// Keys whose hand-over the log has told.
     announced: Mutex<BTreeSet<String>>,
 }
 
+#[derive(Default)]
 struct Live {
     keys: Vec<Key>,
     tokens: HashMap<String, Token>,
+    recipients: Recipients,
+    /// Of the RSA recipients, in their order.
+    public_keys: Vec<PublicKey>,
+    /// Who wrapped for a ring before its present key.
+    former: HashMap<String, Former>,
 }
 
 impl Live {
@@ -61,28 +77,34 @@ impl Live {
 impl Keyring {
     /// Handles for every configured token, waiting for their workers.
     #[must_use]
-    pub fn new(config: &Config, catalog: Catalog, stuck: mpsc::Sender<Stuck>) -> Self {
+    pub fn new(
+        config: &Config,
+        public_keys: Vec<PublicKey>,
+        catalog: Catalog,
+        stuck: mpsc::Sender<Stuck>,
+    ) -> Self {
+        let births = Births::new(catalog.clone());
         let records = Arc::new(Records(catalog));
         let ring = Self {
-            live: RwLock::new(Live {
-                keys: Vec::new(),
-                tokens: HashMap::new(),
-            }),
+            live: RwLock::default(),
             canaries: records.clone(),
             counts: Arc::new(WrapCounts::new(records)),
             stuck,
+            births,
             announced: Mutex::default(),
         };
-        ring.update(config);
+        ring.update(config, public_keys);
         ring
     }
 
-    /// Takes over the keys and tokens of a new configuration. Blocks while
-    /// the counts of new keys are read.
-    pub fn update(&self, config: &Config) {
+    /// Takes over the keys, tokens and recipients of a new configuration,
+    /// with the public keys of the RSA recipients in their order. Blocks
+    /// while the counts of new keys are read.
+    pub fn update(&self, config: &Config, public_keys: Vec<PublicKey>) {
         for key in &config.keys {
             self.counts.configure(&key.name, key.wrap_limit.wraps());
         }
+        let replaced = self.replaced(&config.keys);
         let mut live = self.live.write().unwrap_or_else(|e| e.into_inner());
         let mut former = std::mem::take(&mut live.tokens);
         for token in &config.tokens {
@@ -100,6 +122,9 @@ impl Keyring {
             live.tokens.insert(token.name.clone(), handle);
         }
         live.keys.clone_from(&config.keys);
+        live.recipients = config.recipients.clone();
+        live.public_keys = public_keys;
+        live.former.extend(replaced);
     }
 
     /// The handle of a configured token.
@@ -108,28 +133,19 @@ impl Keyring {
         self.read().tokens.get(name).cloned()
     }
 
-    /// A fresh data key: the token's random bytes mixed with the system's.
+    /// A fresh data key: the token's random bytes mixed with the system's. A
+    /// write-only host may have no key, and then uses the system's alone.
     ///
     /// # Errors
     /// The key's token is away.
-    pub async fn fresh_data_key(&self, key: &Key) -> Result<FreshKey, Error> {
-        let random = self.holders(key)?.random().await.map_err(Error::from)?;
+    pub async fn fresh_data_key(&self, key: Option<&Key>) -> Result<FreshKey, Error> {
+        let random = match key {
+            Some(key) => self.holders(key)?.random().await.map_err(Error::from)?,
+            None => Secret32::random().map_err(|error| {
+                Error::new(ErrorKind::Internal, "no random bytes").log(error)
+            })?,
+        };
         DataKey::fresh(&random).map_err(|e| message_error(&e))
-    }
-
-    /// Wraps the draft's data key under `key` and adds it as an EDK.
-    ///
-    /// # Errors
-    /// The key's token is away or refuses.
-    pub async fn wrap(&self, key: &Key, draft: &mut Draft) -> Result<(), Error> {
-        let holders = self.holders(key)?;
-        let wrapped = holders
-            .wrap(draft.data_key(), &draft.aad())
-            .await
-            .map_err(Error::from)?;
-        let edk = Edk::raw_aes(&key.name, &wrapped.iv, &wrapped.ciphertext)
-            .map_err(|e| message_error(&e))?;
-        draft.add_edk(edk).map_err(|e| message_error(&e))
     }
 
     /// Wraps a message's data key for another of our keys, and opens the

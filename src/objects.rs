@@ -2,15 +2,16 @@
 //! inspect.
 
 use crate::api::{
-    Answer, Error, ErrorKind, InspectedKey, Inspection, KeyInfo, ListEntry, ListPage,
+    Answer, Error, ErrorKind, InspectedKey, InspectedSlot, Inspection, KeyInfo, ListEntry, ListPage,
 };
 use crate::audit::Event;
 use crate::binding::CONTEXT_CREATED;
 use crate::catalog::Standing;
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
-use crate::message::{Header, Parsed, Permit};
+use crate::message::{Edk, Header, Parsed, Permit};
 use crate::store::{ByteRange, Place, Select};
+use crate::unlock;
 
 /// The longest header we read, in bytes (SECURITY rule 4).
 const MAX_HEADER: usize = 64 << 10;
@@ -166,6 +167,15 @@ pub async fn inspect(
         .classify(&place.bucket, &place.key, &message_id, created)
         .await
         .map_err(|e| Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(e))?;
+    let keyslots = unlock::told(engine, &header, place)
+        .await
+        .into_iter()
+        .map(|(name, slot)| InspectedSlot {
+            at_hand: keys.iter().any(|key| key.name == name && key.ready),
+            name,
+            slot,
+        })
+        .collect();
     let encrypted_data_keys: Vec<InspectedKey> = header
         .edks()
         .iter()
@@ -183,6 +193,7 @@ pub async fn inspect(
                 name,
                 at_hand: known.is_some_and(|k| k.ready),
                 token: known.map(|k| k.token.clone()),
+                holder: holder(edk, known),
             }
         })
         .collect();
@@ -205,6 +216,7 @@ pub async fn inspect(
             .collect(),
         questions: questions(engine, &header, &encrypted_data_keys, &keys, readers),
         encrypted_data_keys,
+        keyslots,
         catalogue: match standing {
             Standing::Unknown => "unknown",
             Standing::Current(_) => "current",
@@ -215,6 +227,17 @@ pub async fn inspect(
         .to_owned(),
         verified: "nothing: this is what the object says of itself; `get` verifies it".to_owned(),
     })
+}
+
+/// Who can open one of an object's encrypted data keys.
+fn holder(edk: &Edk, known: Option<&KeyInfo>) -> String {
+    match known {
+        Some(key) => format!("token {}", key.tokens.join(", ")),
+        None => match edk.raw_rsa_parts() {
+            Some(_) => "whoever has the RSA private key, away from this host".to_owned(),
+            None => "not configured here".to_owned(),
+        },
+    }
 }
 
 /// `q, r = divmod(L - H - 40, F + 32)` (FORMATS): not authenticated here.
@@ -228,7 +251,11 @@ fn computed_size(header: &Header, stored: u64) -> Option<u64> {
     (r <= frame).then(|| q * frame + r)
 }
 
-async fn read_header(
+/// The header of an object or a version of it, as the store serves it.
+///
+/// # Errors
+/// The store refuses, or it is no message.
+pub async fn read_header(
     engine: &Engine,
     place: &Place,
     version_id: Option<String>,
@@ -262,6 +289,12 @@ fn rotation(edks: &[InspectedKey], keys: &[KeyInfo]) -> String {
     let mut text = "the data key with every write".to_owned();
     for edk in edks.iter().filter(|edk| edk.token.is_some()) {
         let key = keys.iter().find(|key| key.name == edk.name);
+        if key.is_some_and(|key| key.usage == "compromised") {
+            text.push_str(&format!(
+                "; {}: compromised, so what it wrapped is read only as this agent's receipt has it, until it is copied into a new message",
+                edk.name
+            ));
+        }
         match key.and_then(|key| key.cryptoperiod_seconds) {
             Some(period) => {
                 let days = period / DAY;
@@ -288,10 +321,7 @@ fn questions(
             .iter()
             .find(|k| edk.token.is_some() && k.name == edk.name)
         else {
-            held.push(format!(
-                "{} ({}): not configured here",
-                edk.name, edk.provider
-            ));
+            held.push(format!("{} ({}): {}", edk.name, edk.provider, edk.holder));
             continue;
         };
         for name in &key.tokens {

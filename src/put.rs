@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::api::{Error, ErrorKind, Receipt};
 use crate::audit::Op;
 use crate::binding;
+use crate::config::Key;
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
 use crate::keyring;
@@ -70,8 +71,10 @@ pub async fn put(
     op.check()?;
     engine.check_reserved(&request.place)?;
     request.attributes.check().map_err(|e| store_error(&e))?;
-    let key = engine.keyring.active(request.ring.as_deref())?;
-    keyring::permitted(&key, request.rings.as_deref())?;
+    let key = wrapping_key(engine, request.ring.as_deref())?;
+    if let Some(key) = &key {
+        keyring::permitted(key, request.rings.as_deref())?;
+    }
     if request.no_overwrite {
         request.attributes.if_none_match = true;
         check_absent(engine, &request.place).await?;
@@ -85,15 +88,18 @@ pub async fn put(
     let created = now_ms();
     let context = binding::context(&request.place, created, &request.context)?;
 
-    let data_key = engine.keyring.fresh_data_key(&key).await?;
+    let in_use = key.as_ref().map(|key| engine.uses.begin(&key.name));
+    let data_key = engine.keyring.fresh_data_key(key.as_ref()).await?;
     let mut draft = Draft::new(data_key, context, engine.settings.frame_length)
         .map_err(|e| message_error(&e))?;
-    engine.keyring.wrap(&key, &mut draft).await?;
+    let held = engine.keyring.wrap(key.as_ref(), &mut draft).await?;
     let message_id = draft.message_id();
     let event = op.event();
     event.message_id = Some(message_id.to_string());
-    event.wrapping_key = Some(key.name.clone());
-    event.check_value = engine.keyring.check_value(&key.name);
+    event.wrapping_key = Some(held.wrapping_key.clone());
+    event.check_value = engine.keyring.check_value(&held.wrapping_key);
+    event.recipients = (!held.recipients.is_empty()).then(|| held.recipients.clone());
+    event.missing = (!held.missing.is_empty()).then(|| held.missing.clone());
     let (header, sealer) = draft.seal().map_err(|e| message_error(&e))?;
     assembly.header(&header)?;
 
@@ -138,7 +144,9 @@ pub async fn put(
         stored_size: stored.size,
         checksum: stored.checksum,
         message_id: job.message_id,
-        wrapping_key: key.name,
+        wrapping_key: held.wrapping_key,
+        recipients: held.recipients,
+        missing_recipients: held.missing,
         created,
     };
     engine.catalog.record_put(&receipt).await.map_err(|e| {
@@ -148,8 +156,22 @@ pub async fn put(
         )
         .log(e)
     })?;
-    drop(guard);
+    drop((guard, in_use));
     Ok(receipt)
+}
+
+/// The ring's key; a write-only host needs none.
+fn wrapping_key(engine: &Engine, ring: Option<&str>) -> Result<Option<Key>, Error> {
+    match engine.keyring.active(ring) {
+        Err(error)
+            if ring.is_none()
+                && error.kind == ErrorKind::Misconfigured
+                && engine.keyring.is_write_only() =>
+        {
+            Ok(None)
+        }
+        key => key.map(Some),
+    }
 }
 
 /// A store that ignores `If-None-Match` must not replace what is there; what

@@ -244,6 +244,7 @@ impl Supervisor {
                 config_path: self.loaded.config.path.display().to_string(),
                 config_text: self.loaded.text.clone(),
                 principals: self.loaded.principals.clone(),
+                public_keys: self.loaded.public_keys.clone(),
                 supervisor_pid: std::process::id(),
             };
             if self.server.start(&start, listener.as_fd(), now).await {
@@ -365,6 +366,7 @@ impl Supervisor {
                 self.server.outbox.push(ToServer::Reload {
                     config_text: loaded.text.clone(),
                     principals: loaded.principals.clone(),
+                    public_keys: loaded.public_keys.clone(),
                     id,
                 });
                 let deadline = Instant::now() + RELOAD;

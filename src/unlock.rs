@@ -10,13 +10,21 @@ use crate::config::Key;
 use crate::engine::Engine;
 use crate::fault::store_error;
 use crate::keyring::{Opened, Search, Trust};
-use crate::message::{Header, MAX_SLOT, Slot, slot_name};
-use crate::store::StoreError;
+use crate::message::{
+    Header, MAX_SLOT, PackName, Slot, edk_in, pack_prefix, packs_behind, slot_name,
+};
+use crate::store::{ByteRange, Place, Select, StoreError};
 
 /// Slots looked at for one message and key: the first, and those behind it
 /// where somebody's garbage lies. Ours: whoever can plant one can plant more,
 /// and each may cost a token call.
 pub const SLOT_DEPTH: usize = 8;
+/// Packs looked at for one object and key. Ours: a run makes one that covers
+/// it, and each costs a request.
+const PACK_DEPTH: usize = 8;
+/// Packs listed to find those: others of the same stretch of keys, of other
+/// shards say, stand between them.
+const PACKS_LISTED: u32 = 64;
 /// Slots asked for in one search, whatever number of keys is configured.
 /// Ours: each is a request to the store.
 const SLOT_REQUESTS: usize = 32;
@@ -54,9 +62,9 @@ pub struct Slots {
     pub asked: usize,
 }
 
-/// Finds the data key of a header read from `bucket` (of the object's first
-/// place, for a copy), with keys of these rings. `vouched`: the catalogue
-/// knows the message, so that a compromised key may be tried at all.
+/// Finds the data key of a header that belongs at `place` (the first one, for
+/// a copy), with keys of these rings. `vouched`: the catalogue knows the
+/// message, so that a compromised key may be tried at all.
 ///
 /// # Errors
 /// No key at hand opens it, none of these rings, the header was altered, or
@@ -64,7 +72,7 @@ pub struct Slots {
 pub async fn unlock(
     engine: &Engine,
     header: &Header,
-    bucket: &str,
+    place: &Place,
     rings: Option<&[String]>,
     vouched: bool,
 ) -> Result<Unlocked, Error> {
@@ -79,12 +87,13 @@ pub async fn unlock(
     // A version 1 message has no commitment to tell a wrong slot by.
     if header.is_committed() {
         let mut requests = 0;
-        for key in engine.keyring.slot_keys(rings) {
+        let keys = engine.keyring.slot_keys(rings);
+        for key in &keys {
             if requests >= SLOT_REQUESTS || !search.may_try() {
                 told.cut = true;
                 break;
             }
-            let slots = slots_of(engine, &mut search, bucket, &key).await?;
+            let slots = slots_of(engine, &mut search, &place.bucket, key).await?;
             requests += slots.asked;
             if let Some((opened, name)) = slots.opened {
                 return Ok(Unlocked {
@@ -92,7 +101,22 @@ pub async fn unlock(
                     via: Via::Slot(name),
                 });
             }
-            told.add(&key, slots.bad);
+            told.add(key, slots.bad);
+        }
+        for key in &keys {
+            if requests >= SLOT_REQUESTS || !search.may_try() {
+                told.cut = true;
+                break;
+            }
+            let slots = packed(engine, &mut search, place, key).await?;
+            requests += slots.asked;
+            if let Some((opened, name)) = slots.opened {
+                return Ok(Unlocked {
+                    opened,
+                    via: Via::Slot(name),
+                });
+            }
+            told.bad.extend(told_of(slots.bad));
         }
     }
     let compromised = search.compromised();
@@ -142,12 +166,7 @@ pub async fn slots_of(
                 break;
             }
             // Longer than a slot, archived, altered on the way: not ours.
-            Err(
-                error @ (StoreError::Invalid { .. }
-                | StoreError::Archived
-                | StoreError::Corrupt { .. }
-                | StoreError::Changed),
-            ) => error.to_string(),
+            Err(error) if error.is_of_the_object() => error.to_string(),
             Err(error) => {
                 search.doubt(store_error(&error));
                 break;
@@ -160,6 +179,117 @@ pub async fn slots_of(
         slots.bad.push((name, why));
     }
     Ok(slots)
+}
+
+/// What shards and packs tell an object by: the same on every host.
+#[must_use]
+pub fn object_hash(key: &str) -> u64 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    let mut high = [0; 8];
+    high.copy_from_slice(&digest.as_ref()[..8]);
+    u64::from_be_bytes(high)
+}
+
+/// Looks for the message in the packs of one key that cover its place: one
+/// listing, and one ranged read for each of them.
+///
+/// # Errors
+/// The header was altered.
+pub async fn packed(
+    engine: &Engine,
+    search: &mut Search<'_>,
+    place: &Place,
+    key: &Key,
+) -> Result<Slots, Error> {
+    let settings = &engine.settings;
+    let bucket = settings.slot_bucket(&place.bucket);
+    let prefix = pack_prefix(&settings.keyslot_prefix, &key.name, &place.bucket);
+    let after = packs_behind(&prefix, &place.key);
+    let mut slots = Slots {
+        asked: 1,
+        ..Slots::default()
+    };
+    let listed = engine
+        .store
+        .list_behind(bucket, &prefix, &after, PACKS_LISTED);
+    let listed = match listed.await {
+        Ok(page) => page.objects,
+        Err(StoreError::NoSuchBucket { .. } | StoreError::NoSuchKey { .. }) => return Ok(slots),
+        Err(error) => {
+            search.doubt(store_error(&error));
+            return Ok(slots);
+        }
+    };
+    let hash = object_hash(&place.key);
+    let covering = listed
+        .iter()
+        .filter_map(|object| PackName::parse(&prefix, &key.name, &object.key, object.size))
+        .filter(|pack| pack.may_cover(&place.key, hash))
+        .take(PACK_DEPTH);
+    let id = search.header().message_id();
+    for pack in covering {
+        let Some((start, end)) = pack.span(&id).filter(|_| search.may_try()) else {
+            break;
+        };
+        slots.asked += 1;
+        let select = Select {
+            range: Some(ByteRange::new(start, end)),
+            ..Select::default()
+        };
+        let limit = usize::try_from(end - start + 1).unwrap_or_default();
+        let from = Place::new(bucket, &pack.name);
+        let records = match engine.store.fetch_bytes(&from, select, limit).await {
+            Ok((_, records)) => records,
+            Err(error) if error.is_of_the_object() => {
+                slots.bad.push((pack.name, error.to_string()));
+                continue;
+            }
+            Err(error) => {
+                search.doubt(store_error(&error));
+                continue;
+            }
+        };
+        let Some(edk) = edk_in(&records, &id, &key.name) else {
+            continue;
+        };
+        if let Some(opened) = search.attempt(&edk, Trust::Good).await? {
+            slots.opened = Some((opened, pack.name));
+            break;
+        }
+        if search.away().is_some() {
+            break;
+        }
+        let why = "its data key does not open the message".to_owned();
+        slots.bad.push((pack.name, why));
+    }
+    for (name, why) in &slots.bad {
+        tracing::warn!(bucket, name, why, "a pack is not what its name says");
+    }
+    Ok(slots)
+}
+
+/// The keyslots there seem to be for a header: wrapping key and name. Nothing
+/// is opened, so nothing of it is verified.
+pub async fn told(engine: &Engine, header: &Header, place: &Place) -> Vec<(String, String)> {
+    let settings = &engine.settings;
+    let bucket = settings.slot_bucket(&place.bucket);
+    let id = header.message_id();
+    let mut found = Vec::new();
+    for key in engine.keyring.slot_keys(None).iter().take(SLOT_REQUESTS) {
+        for n in 0..SLOT_DEPTH {
+            let name = slot_name(&settings.keyslot_prefix, id, &key.name, n);
+            let Ok(bytes) = engine.store.get_slot(bucket, &name, MAX_SLOT).await else {
+                break;
+            };
+            let fits = Slot::parse(&bytes)
+                .is_ok_and(|slot| slot.message_id() == id && slot.edk_of(&key.name).is_some());
+            if fits {
+                found.push((key.name.clone(), name));
+                break;
+            }
+        }
+    }
+    found
 }
 
 /// What a slot opens, or why it does not.
@@ -200,8 +330,7 @@ impl Told {
         if bad.is_empty() {
             self.missing.push(format!("{:?}", key.name));
         }
-        self.bad
-            .extend(bad.into_iter().map(|(name, why)| format!("{name} ({why})")));
+        self.bad.extend(told_of(bad));
     }
 
     fn text(mut self) -> String {
@@ -218,6 +347,10 @@ impl Told {
         }
         text
     }
+}
+
+fn told_of(bad: Vec<(String, String)>) -> impl Iterator<Item = String> {
+    bad.into_iter().map(|(name, why)| format!("{name} ({why})"))
 }
 
 impl Search<'_> {

@@ -22,6 +22,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("catalog", Floor::Parts),
     ("message", Floor::Parts),
     ("audit", Floor::Parts),
+    ("recipient", Floor::Parts),
     ("fault", Floor::Words),
     ("binding", Floor::Words),
     ("keyring", Floor::Keyring),
@@ -30,7 +31,10 @@ const FLOORS: &[(&str, Floor)] = &[
     ("put", Floor::Operations),
     ("get", Floor::Operations),
     ("objects", Floor::Operations),
+    ("rotate", Floor::Operations),
     ("evidence", Floor::Operations),
+    ("verify", Floor::Operations),
+    ("retire", Floor::Operations),
     ("recover", Floor::Operations),
     ("ceremony", Floor::Operations),
     ("admin", Floor::Operations),
@@ -55,6 +59,11 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("transport", "secret"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
     ("doctor", "admin"),
+    // How a header is read is known in one place.
+    ("verify", "objects"),
+    ("retire", "objects"),
+    // Other writers' catalogues are objects, read as any other.
+    ("retire", "get"),
 ];
 
 /// Uses of a lower floor that are forbidden all the same.

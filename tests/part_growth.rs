@@ -185,7 +185,7 @@ async fn rig(dir: &Path, spool_max: u64) -> Rig {
     let store = Store::connect(&config.s3, LIMITS).await.unwrap();
     let (stuck_to, stuck) = mpsc::channel(8);
     let (cancel, cancelled) = watch::channel(false);
-    let keyring = Keyring::new(&config, catalog.clone(), stuck_to);
+    let keyring = Keyring::new(&config, Vec::new(), catalog.clone(), stuck_to);
     let token = &config.tokens[0];
     let binary = Path::new(env!("CARGO_BIN_EXE_strongroom"));
     let (worker, link) = strongroom::token::spawn(token, binary).unwrap();

@@ -40,6 +40,7 @@ impl Asked {
         let inspects = Query::parse(request.uri().query()).is_ok_and(|q| q.has("inspect"));
         let object = target.as_ref().is_some_and(|t| t.key.is_some());
         let operation = match *request.method() {
+            Method::POST if request.uri().path() == "/v1/rewrap" => Operation::Rewrap,
             _ if target.is_none() => Operation::Admin,
             Method::PUT => Operation::Put,
             Method::HEAD => Operation::Head,
@@ -48,7 +49,10 @@ impl Asked {
             _ if object => Operation::Get,
             _ => Operation::List,
         };
-        let (bucket, key) = target.map_or((None, None), |t| (Some(t.bucket), t.key));
+        let (bucket, key) = match (operation, Query::parse(request.uri().query())) {
+            (Operation::Rewrap, Ok(query)) => (query.value("bucket"), query.value("prefix")),
+            _ => target.map_or((None, None), |t| (Some(t.bucket), t.key)),
+        };
         Self {
             operation,
             bucket,
@@ -83,7 +87,8 @@ pub(super) async fn generated(
     let mut event = Event::new(Kind::Key);
     event.peer = Some(actor);
     event.token = Some(made.token.clone());
-    event.wrapping_key = Some(made.label.clone());
+    let name = made.name.as_ref().unwrap_or(&made.label);
+    event.wrapping_key = Some(name.clone());
     event.check_value = check_value;
     event.state = Some("generated".to_owned());
     app.audit.write(event).await.map(|_| ())

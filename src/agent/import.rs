@@ -9,13 +9,14 @@ use crate::token::Arrival;
 use super::audit;
 use super::peer::Peer;
 use super::reply::{self, Body};
-use super::request::malformed;
 use super::state::App;
 
 /// Takes a step, and puts on record that it was taken.
-pub(super) async fn answer(app: &App, peer: &Peer, body: &[u8]) -> Result<Response<Body>, Error> {
-    let wanted: ImportKey = serde_json::from_slice(body)
-        .map_err(|e| malformed(format!("the body is not the JSON of an import: {e}")))?;
+pub(super) async fn answer(
+    app: &App,
+    peer: &Peer,
+    wanted: ImportKey,
+) -> Result<Response<Body>, Error> {
     let token = app.engine.keyring.token(&wanted.token).ok_or_else(|| {
         Error::new(
             ErrorKind::NotFound,

@@ -1,9 +1,12 @@
 //! The server: HTTP/1.1 on the Unix socket, confined, without PIN or module.
 
 mod audit;
+mod catalog;
 mod connection;
 mod evidence;
 mod grants;
+mod keys;
+mod lines;
 mod import;
 mod metrics;
 mod objects;
@@ -11,11 +14,13 @@ mod peer;
 mod policy;
 mod reply;
 mod request;
+mod rewrap;
 mod routes;
 mod serve;
 mod source;
 mod start;
 mod state;
+mod verify;
 
 pub use peer::Subject;
 pub use policy::{Ask, Policy};

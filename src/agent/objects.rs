@@ -44,7 +44,7 @@ impl Granted {
     }
 
     /// The records of this request.
-    fn op(&self, kind: Kind, bucket: &str, key: Option<&str>) -> Op {
+    pub(super) fn op(&self, kind: Kind, bucket: &str, key: Option<&str>) -> Op {
         let actor = self.peer.actor();
         let mut op = self.app.audit.op(kind, actor, &self.request_id);
         op.event().bucket = Some(bucket.to_owned());

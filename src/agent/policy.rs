@@ -141,6 +141,8 @@ pub struct Policy {
     own: u32,
     /// Ring and name of each active key, in the file's order.
     keys: Vec<(String, String)>,
+    /// The ring of a put that names none.
+    default_ring: Option<String>,
 }
 
 struct Rule {
@@ -186,7 +188,14 @@ impl Policy {
             keys: active
                 .map(|key| (key.ring().to_owned(), key.name.clone()))
                 .collect(),
+            default_ring: config.default_ring().map(str::to_owned),
         }
+    }
+
+    /// Every bucket that a grant names.
+    pub(super) fn buckets(&self) -> Vec<String> {
+        let buckets = self.rules.iter().map(|rule| rule.grant.bucket.clone());
+        buckets.filter(|bucket| !bucket.is_empty()).collect()
     }
 
     /// How many grants there are.
@@ -305,9 +314,8 @@ impl Policy {
             Some(name) => keys
                 .find(|(ring, key)| ring == name || key == name)
                 .map(|(ring, _)| ring.as_str()),
-            None if self.keys.len() == 1 => keys.next().map(|(ring, _)| ring.as_str()),
-            // Put itself will say what is wrong with it.
-            None => None,
+            // Without one, put itself will say what is wrong.
+            None => self.default_ring.as_deref(),
         }
     }
 

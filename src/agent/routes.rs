@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
@@ -14,16 +15,20 @@ use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo, Operation};
 use crate::config::WrapLimit;
 
 use super::audit::{self, Asked};
+use super::catalog;
 use super::evidence;
 use super::grants;
 use super::import;
+use super::keys;
 use super::metrics::{self, Timer};
 use super::objects::{self, Granted};
 use super::peer::Peer;
 use super::policy::{Ask, Denied};
 use super::reply::{self, Body};
 use super::request::{self, Query, Target, malformed};
+use super::rewrap;
 use super::state::App;
+use super::verify;
 
 /// Longest JSON body we read, in bytes.
 const MAX_JSON: usize = 64 << 10;
@@ -144,6 +149,12 @@ async fn route(
             )),
         };
     }
+    if let Some(name) = path.strip_prefix("/v1/keys/")
+        && parts.method == Method::GET
+    {
+        admin().map_err(refused)?;
+        return keys::show(app, name).await;
+    }
     match (&parts.method, path.as_str()) {
         (&Method::GET | &Method::HEAD, "/v1/health") => {
             Ok(Response::new(reply::full(Bytes::from_static(b"alive\n"))))
@@ -173,9 +184,24 @@ async fn route(
             admin().map_err(refused)?;
             generate_key(app, peer, body).await
         }
+        (&Method::POST, "/v1/keys/retire") => {
+            admin().map_err(refused)?;
+            let wanted = read_json(body, "a key's retirement").await?;
+            keys::retire(app, peer, wanted).await
+        }
+        (&Method::POST, "/v1/verify") => {
+            admin().map_err(refused)?;
+            let wanted = read_json(body, "what to verify").await?;
+            verify::answer(app, peer, request_id, wanted).await
+        }
+        (&Method::GET, "/v1/catalog") => {
+            admin().map_err(refused)?;
+            catalog::answer(app, peer, request_id).await
+        }
         (&Method::POST, "/v1/keys/import") => {
             admin().map_err(refused)?;
-            import::answer(app, peer, &json_body(body).await?).await
+            let wanted = read_json(body, "a step of a key's import").await?;
+            import::answer(app, peer, wanted).await
         }
         (&Method::POST, "/v1/reload") => {
             admin().map_err(refused)?;
@@ -193,18 +219,34 @@ async fn route(
             admin().map_err(refused)?;
             grants::test(&policy, &query)
         }
+        (&Method::POST, "/v1/rewrap") => {
+            let options = match rewrap::options(&query) {
+                Ok(options) => options,
+                Err(error) => {
+                    policy
+                        .somewhere(subject, Operation::Rewrap)
+                        .map_err(refused)?;
+                    return Err(error);
+                }
+            };
+            let ask = Ask::at(Operation::Rewrap, &options.bucket, &options.prefix);
+            let granted = Granted {
+                rights: policy.decide(subject, &ask).map_err(refused)?,
+                app: app.clone(),
+                permit: permit(app)?,
+                request_id: request_id.to_owned(),
+                peer: peer.clone(),
+                timer: Arc::clone(timer),
+            };
+            rewrap::answer(granted, options, &parts.headers, body).await
+        }
         (
             _,
             "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/import"
-            | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test" | "/v1/metrics",
+            | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test" | "/v1/metrics"
+            | "/v1/verify" | "/v1/catalog" | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
-        (_, "/v1/rewrap") => {
-            policy
-                .somewhere(subject, Operation::Rewrap)
-                .map_err(refused)?;
-            Err(not_implemented(&path))
-        }
-        (_, "/v1/catalog" | "/v1/verify" | "/v1/uploads") => {
+        (_, "/v1/uploads") => {
             admin().map_err(refused)?;
             Err(not_implemented(&path))
         }
@@ -249,7 +291,7 @@ fn not_allowed(method: &Method, path: &str) -> Error {
     Error::new(ErrorKind::MethodNotAllowed, format!("{method} {path}"))
 }
 
-fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
+pub(super) fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
     if app.is_stopping() {
         return Err(Error::new(
             ErrorKind::ShuttingDown,
@@ -267,20 +309,20 @@ fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
     })
 }
 
-/// A request's body of JSON, whole.
-async fn json_body(body: Incoming) -> Result<Bytes, Error> {
+/// A request's body, which is the JSON of `what`.
+async fn read_json<T: DeserializeOwned>(body: Incoming, what: &str) -> Result<T, Error> {
     let body = http_body_util::Limited::new(body, MAX_JSON).collect();
-    Ok(tokio::time::timeout(JSON_PATIENCE, body)
+    let bytes = tokio::time::timeout(JSON_PATIENCE, body)
         .await
         .map_err(|_| Error::new(ErrorKind::TooSlow, "the body did not arrive in time"))?
         .map_err(|e| malformed("the body cannot be read, or is too long").log(e))?
-        .to_bytes())
+        .to_bytes();
+    serde_json::from_slice(&bytes)
+        .map_err(|e| malformed(format!("the body is not the JSON of {what}: {e}")))
 }
 
 async fn generate_key(app: &App, peer: &Peer, body: Incoming) -> Result<Response<Body>, Error> {
-    let bytes = json_body(body).await?;
-    let wanted: GenerateKey = serde_json::from_slice(&bytes)
-        .map_err(|e| malformed(format!("the body is not the JSON of a new key: {e}")))?;
+    let wanted: GenerateKey = read_json(body, "a new key").await?;
     let token = app.engine.keyring.token(&wanted.token).ok_or_else(|| {
         Error::new(
             ErrorKind::NotFound,

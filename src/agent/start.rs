@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -23,10 +23,12 @@ use crate::confine::{self, Confinement, ServerPaths};
 use crate::control::{AsyncControl, Control, HEARTBEAT, ToServer, ToSupervisor};
 use crate::engine::{Engine, Settings};
 use crate::keyring::Keyring;
+use crate::recipient::PublicKey;
 use crate::store::{Limits, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
 use super::audit::{self, Checkpoints, Watch};
+use super::keys::{Needless, Reminders};
 use super::metrics::{self, Metrics};
 use super::policy::{Policies, Policy};
 use super::reply::Failures;
@@ -72,6 +74,7 @@ fn run() -> Result<(), Error> {
             config_path,
             config_text,
             principals,
+            public_keys,
             supervisor_pid,
         },
         Some(listener),
@@ -123,9 +126,12 @@ fn run() -> Result<(), Error> {
         let control = control.into_async().map_err(fatal("the control channel"))?;
         let (audit, unended) = Audit::start(audit::settings(&config), identity.clone(), start)
             .map_err(fatal("the audit log's writer"))?;
+        let public_keys = parsed(&public_keys)
+            .map_err(|why| Error::new(ErrorKind::Misconfigured, why))?;
         let server = Server::build(
             config,
             &principals,
+            public_keys,
             spool_dir,
             &confinement,
             supervisor_pid,
@@ -189,6 +195,13 @@ fn beyond_state(config: &Config) -> Result<Vec<PathBuf>, Error> {
     Ok(dirs)
 }
 
+/// The public keys of RSA recipients, as the supervisor read them.
+fn parsed(public_keys: &[Vec<u8>]) -> Result<Vec<PublicKey>, String> {
+    let keys = public_keys.iter().map(|der| PublicKey::from_der(der));
+    keys.collect::<Result<_, _>>()
+        .map_err(|error| format!("a recipient's public key: {error}"))
+}
+
 /// What the server must not be able to open.
 fn denied(config: &Config) -> Vec<PathBuf> {
     let pins = config.tokens.iter().filter_map(|t| t.pin_file.clone());
@@ -210,12 +223,15 @@ struct Server {
     workers: HashMap<String, (u32, u64)>,
     /// Tokens and keys as the audit log has them.
     watch: Watch,
+    /// Keys whose time has come, as the log was told.
+    reminders: Reminders,
 }
 
 impl Server {
     async fn build(
         config: Config,
         principals: &[u32],
+        public_keys: Vec<PublicKey>,
         spool_dir: PathBuf,
         confinement: &Confinement,
         supervisor_pid: u32,
@@ -231,7 +247,7 @@ impl Server {
         let (reload_tx, reloads) = mpsc::channel(16);
         let (cancel, cancelled) = watch::channel(false);
         let engine = Engine::new(
-            Keyring::new(&config, catalog.clone(), stuck_tx),
+            Keyring::new(&config, public_keys, catalog.clone(), stuck_tx),
             store,
             catalog,
             Pool::new(budget),
@@ -250,6 +266,8 @@ impl Server {
                 .and_then(|token| Some((token.name.clone(), config.audit.checkpoint_key.clone()?))),
             checkpoints: Mutex::default(),
             policy: Policies::new(Policy::new(&config, principals, own_uid())),
+            writers: RwLock::new(config.writers.clone()),
+            needless: Needless::default(),
             permits: Arc::new(Semaphore::new(config.agent.max_requests)),
             max_requests: config.agent.max_requests,
             failures: Failures::default(),
@@ -271,6 +289,7 @@ impl Server {
             waiting: Vec::new(),
             workers: HashMap::new(),
             watch: Watch::default(),
+            reminders: Reminders::default(),
         })
     }
 
@@ -390,9 +409,10 @@ impl Server {
             ToServer::Reload {
                 config_text,
                 principals,
+                public_keys,
                 id,
             } => {
-                let error = self.reload(&config_text, &principals).err();
+                let error = self.reload(&config_text, &principals, &public_keys).err();
                 Some(ToSupervisor::Reloaded { id, error })
             }
             ToServer::ReloadAnswer { error, hint } => {
@@ -414,12 +434,21 @@ impl Server {
 
     /// Keys, tokens and grants change at once; what shapes the process needs a
     /// restart.
-    fn reload(&mut self, text: &str, principals: &[u32]) -> Result<(), String> {
+    fn reload(
+        &mut self,
+        text: &str,
+        principals: &[u32],
+        public_keys: &[Vec<u8>],
+    ) -> Result<(), String> {
         let config = Config::parse(text, &self.config.path).map_err(|e| e.message)?;
-        self.app.engine.keyring.update(&config);
+        let public_keys = parsed(public_keys)?;
+        self.app.engine.keyring.update(&config, public_keys);
         self.app
             .policy
             .replace(Policy::new(&config, principals, own_uid()));
+        let mut writers = self.app.writers.write().unwrap_or_else(PoisonError::into_inner);
+        writers.clone_from(&config.writers);
+        drop(writers);
         let fixed = |c: &Config| {
             format!(
                 "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
@@ -440,7 +469,9 @@ impl Server {
 
     fn record_changes(&mut self) {
         let keyring = &self.app.engine.keyring;
-        for event in self.watch.look(&keyring.token_status(), &keyring.keys()) {
+        let keys = keyring.keys();
+        self.reminders.look(&keys);
+        for event in self.watch.look(&keyring.token_status(), &keys) {
             self.app.audit.send(event);
         }
         for event in self.app.denials.due(false) {

@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::api::{CheckpointStatus, Error, ErrorKind, KeyInfo, Status};
 use crate::audit::Audit;
+use crate::config::Writer;
 use crate::engine::Engine;
 
 use super::audit;
+use super::keys::Needless;
 use super::metrics::Metrics;
 use super::policy::Policies;
 use super::reply::Failures;
@@ -35,6 +37,10 @@ pub(super) struct App {
     pub(super) checkpoints: Mutex<CheckpointStatus>,
     /// Who may do what.
     pub(super) policy: Policies,
+    /// Other hosts that wrap under keys of ours.
+    pub(super) writers: RwLock<Vec<Writer>>,
+    /// Keys that were found to be needless a moment ago.
+    pub(super) needless: Needless,
     /// One permit a request in progress.
     pub(super) permits: Arc<Semaphore>,
     pub(super) max_requests: usize,
@@ -108,6 +114,9 @@ impl App {
             && kind == ErrorKind::Misconfigured
         {
             return Err(error);
+        }
+        if let Some(trouble) = self.engine.keyring.recipient_trouble() {
+            return Err(trouble);
         }
         let tokens = self.engine.keyring.token_status();
         let problem = tokens.iter().find(|t| t.health != "ready").map(|t| {

@@ -161,6 +161,29 @@ pub struct EvidenceKey {
     pub puts: u64,
     /// Reads that it opened in the period.
     pub gets: u64,
+    /// Whether it is active although its cryptoperiod is over.
+    #[serde(default)]
+    pub cryptoperiod_exceeded: bool,
+    /// Its life up to the end of the period, as the log has it.
+    #[serde(default)]
+    pub life: Vec<LifeEvent>,
+}
+
+/// Something that happened to a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifeEvent {
+    /// The record's number in the log.
+    pub seq: u64,
+    /// When.
+    pub time: String,
+    /// Who did it, where somebody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// `generated`, `rotated`, `decrypt`, `disabled`, `retired`, …
+    pub state: String,
+    /// In words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// The key that signs.

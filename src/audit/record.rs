@@ -148,6 +148,12 @@ pub struct Event {
     /// The configured name of the wrapping key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wrapping_key: Option<String>,
+    /// Who else holds the data key: recipients, by their names in the object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipients: Option<Vec<String>>,
+    /// Recipients that are not required and could not be had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Vec<String>>,
     /// The token's three bytes of check value, hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check_value: Option<String>,

@@ -5,15 +5,19 @@
 //! a few connections read; the handle is cheap to clone and its calls are
 //! async, but for the two that run before there is anything to wait for.
 
+mod dependents;
 mod error;
 mod reader;
+mod rewrap;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod wraps;
 mod writer;
 
+pub use dependents::{Dependent, Entry};
 pub use error::CatalogError;
+pub use rewrap::{Checkpoint, Unpacked};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -317,6 +321,61 @@ impl Catalog {
     /// The catalogue cannot be read.
     pub async fn first_uses(&self) -> Result<Vec<(String, u64)>, CatalogError> {
         self.readers.run(reader::first_uses).await
+    }
+
+    /// What depends on one key, as wrapping key or as recipient.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn custody_of(&self, key: &str) -> Result<Custody, CatalogError> {
+        let key = key.to_owned();
+        self.readers
+            .run(move |conn| dependents::custody_of(conn, &key))
+            .await
+    }
+
+    /// When a wrapping key was first used on this host, Unix milliseconds.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub fn first_use(&self, key: &str) -> Result<Option<u64>, CatalogError> {
+        self.readers
+            .run_blocking(|conn| dependents::first_use(conn, key))
+    }
+
+    /// What depends on wrapping keys and is no object yet: queued objects,
+    /// uploads that are to be resumed.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn dependents(&self) -> Result<Vec<Dependent>, CatalogError> {
+        self.readers.run(dependents::dependents).await
+    }
+
+    /// The next objects and versions that are there, in the order of their
+    /// recording: those after `after` (0 for the first), at most `limit`.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn entries(&self, after: u64, limit: u32) -> Result<Vec<Entry>, CatalogError> {
+        self.readers
+            .run(move |conn| dependents::entries(conn, after, limit))
+            .await
+    }
+
+    /// Every bucket in which this host stored something.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn buckets(&self) -> Result<Vec<String>, CatalogError> {
+        self.readers.run(dependents::buckets).await
+    }
+
+    /// The schema's version.
+    #[must_use]
+    pub fn schema_version() -> usize {
+        schema::MIGRATIONS.len()
     }
 
     /// Counts further wraps of a key, before they are made. Blocks until it

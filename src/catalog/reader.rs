@@ -75,7 +75,7 @@ pub(super) fn lookup(
 ) -> rusqlite::Result<Option<Known>> {
     conn.prepare_cached(
         "SELECT p.deleted IS NOT NULL, m.version_id, m.etag, m.plaintext_size, m.stored_size,
-                m.checksum, m.message_id, m.wrapping_key, m.created
+                m.checksum, m.message_id, m.wrapping_key, m.created, m.recipients
          FROM place p JOIN message m ON m.id = p.current
          WHERE p.bucket = ?1 AND p.key = ?2",
     )?
@@ -118,6 +118,9 @@ fn receipt(row: &Row<'_>, bucket: &str, key: &str) -> rusqlite::Result<Receipt> 
         message_id: data_encoding::HEXLOWER.encode(&id),
         wrapping_key: row.get(7)?,
         created: unsigned(row, 8)?,
+        recipients: names(&row.get::<_, String>(9)?),
+        // Only its client was told.
+        missing_recipients: Vec::new(),
     })
 }
 
@@ -237,7 +240,13 @@ pub(super) fn first_uses(conn: &Connection) -> rusqlite::Result<Vec<(String, u64
         .collect()
 }
 
-fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+/// Names as they are stored.
+pub(super) fn names(text: &str) -> Vec<String> {
+    let names = text.split(',').filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
+}
+
+pub(super) fn unsigned(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
     let value: i64 = row.get(index)?;
     u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(index, value))
 }

@@ -76,6 +76,32 @@ pub(super) const MIGRATIONS: &[&str] = &[
         complete        INTEGER NOT NULL      -- 0: it was in use before its count
     ) STRICT;
 ",
+    "
+    ALTER TABLE message ADD COLUMN
+        recipients      TEXT NOT NULL DEFAULT '';  -- further holders' names, by commas
+    CREATE TABLE dependents (
+        kind            TEXT NOT NULL,        -- `queue`, `upload`
+        id              TEXT NOT NULL,        -- its ticket, its upload id
+        wrapping_key    TEXT NOT NULL,        -- a key that has wrapped for it
+        place           TEXT NOT NULL,        -- s3://BUCKET/KEY
+        since           INTEGER NOT NULL,     -- Unix ms
+        PRIMARY KEY (kind, id, wrapping_key)
+    ) STRICT;
+    CREATE TABLE rewrap (
+        run             TEXT PRIMARY KEY,     -- what is rewrapped, as JSON
+        after           TEXT NOT NULL,        -- all versions of keys up to this are through
+        position        INTEGER NOT NULL,     -- items of the list that are through
+        counts          TEXT NOT NULL,        -- what they came to, as JSON
+        updated         INTEGER NOT NULL      -- Unix ms
+    ) STRICT;
+    CREATE TABLE unpacked (                   -- wrapped anew, not yet in a pack
+        target          TEXT NOT NULL,        -- the wrapping key's configured name
+        message_id      BLOB NOT NULL,
+        iv              BLOB NOT NULL,
+        ciphertext      BLOB NOT NULL,
+        PRIMARY KEY (target, message_id)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Opens, and if necessary creates or migrates, the catalogue for writing.

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use super::{CanaryRow, CatalogError, WrapsRow, schema, wraps};
+use super::{CanaryRow, CatalogError, WrapsRow, rewrap, schema, wraps};
 use crate::api::Receipt;
 
 /// Most changes in one transaction. Bounds how long the first of them waits
@@ -42,6 +42,8 @@ pub(super) enum Change {
     Canary(String, CanaryRow),
     /// Further wraps under a wrapping key.
     Wraps { key: String, count: u64 },
+    /// Keyslots are being written.
+    Rewrap(rewrap::Change),
 }
 
 /// A message id as stored: its bytes.
@@ -219,6 +221,7 @@ fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
         Change::Wraps { key, count } => {
             return Ok(Effect::Wraps(wraps::reserve(tx, key, *count)?));
         }
+        Change::Rewrap(change) => rewrap::apply(tx, change, now)?,
     }
     Ok(Effect::Made)
 }
@@ -233,8 +236,8 @@ fn put(
     let message: i64 = tx
         .prepare_cached(
             "INSERT INTO message (place, message_id, created, recorded, version_id, etag,
-                                  plaintext_size, stored_size, checksum, wrapping_key)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                                  plaintext_size, stored_size, checksum, wrapping_key, recipients)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
              ON CONFLICT (place, message_id) DO UPDATE SET recorded = ?4, removed = NULL
              RETURNING id",
         )?
@@ -249,7 +252,9 @@ fn put(
                 i64::try_from(receipt.plaintext_size)?,
                 i64::try_from(receipt.stored_size)?,
                 receipt.checksum,
-                receipt.wrapping_key
+                receipt.wrapping_key,
+                // Names have no commas: the configuration allows none.
+                receipt.recipients.join(",")
             ],
             |row| row.get(0),
         )?;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
-    audit, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put, recover, rm,
-    token,
+    audit, catalog, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put,
+    recover, rewrap, rm, token, verify,
 };
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
@@ -76,10 +76,16 @@ pub(super) enum Command {
     Cp(cp::CpArgs),
     /// Move an object; it is encrypted anew, and the source deleted afterwards
     Mv(cp::MvArgs),
+    /// Verify what is stored: whether a recipient could open it
+    Verify(verify::VerifyArgs),
+    /// Make objects open by another wrapping key, without touching them
+    Rewrap(rewrap::RewrapArgs),
     /// Open a downloaded object offline, with an escrow key or a key's components
     Recover(recover::RecoverArgs),
-    /// Wrapping keys: generate, list, show
+    /// Wrapping keys: generate, list, show, rotate, disable, retire
     Key(key::KeyArgs),
+    /// The catalogue of what this host stored: export it
+    Catalog(catalog::CatalogArgs),
     /// Who may do what: list the grants, explain a decision
     Grants(grants::GrantsArgs),
     /// PKCS#11 tokens: set one up, list what a module offers
@@ -130,7 +136,7 @@ mod tests {
 
     #[test]
     fn commands_of_later_releases_are_unknown() {
-        for command in ["archive", "rewrap", "server", "token-worker"] {
+        for command in ["archive", "server", "token-worker"] {
             let error = Cli::try_parse_from(["strongroom", command]).err().unwrap();
             assert_eq!(error.kind(), clap::error::ErrorKind::InvalidSubcommand);
         }

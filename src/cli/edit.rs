@@ -34,16 +34,23 @@ pub(super) struct Change {
 impl Change {
     /// Enters a key into a copy of the configuration, and checks the copy.
     pub(super) fn prepare(path: &Path, key: &NewKey<'_>) -> Result<Self, Failure> {
+        Self::prepare_with(path, |text| match key.audit {
+            true => with_audit_key(text, key),
+            false => with_key(text, key),
+        })
+    }
+
+    /// Makes any change in a copy of the configuration, and checks the copy.
+    pub(super) fn prepare_with(
+        path: &Path,
+        edit: impl FnOnce(&str) -> Result<String, String>,
+    ) -> Result<Self, Failure> {
         let cannot =
             |error: &io::Error| Failure::io(format!("cannot read {}", path.display()), error);
         // Through a symbolic link: what it names is changed, not the link.
         let real = std::fs::canonicalize(path).map_err(|error| cannot(&error))?;
         let before = std::fs::read_to_string(&real).map_err(|error| cannot(&error))?;
-        let entered = match key.audit {
-            true => with_audit_key(&before, key),
-            false => with_key(&before, key),
-        };
-        let after = entered.map_err(|why| {
+        let after = edit(&before).map_err(|why| {
             Failure::new(CONFIG, format!("cannot edit {}: {why}", path.display()))
         })?;
         Config::parse(&after, path)
@@ -77,7 +84,7 @@ impl Change {
                     self.path.display()
                 ),
             )
-            .hint("enter the new key by hand, and reload the agent"));
+            .hint("make the change by hand, and reload the agent"));
         }
         replace(&self.path, text).map_err(|error| cannot(&error))
     }

@@ -72,10 +72,22 @@ fn text(place: &S3Url, found: &Inspection) -> String {
         let held = match (&key.token, key.at_hand) {
             (Some(token), true) => format!("at hand, in token {token}"),
             (None, true) => "at hand".to_owned(),
-            (_, false) => "not at hand".to_owned(),
+            (Some(_), false) => "not at hand".to_owned(),
+            (None, false) => key.holder.clone(),
         };
         let name = format!("{} / {} ({held})", key.provider, key.name);
         field("wrapped by", &name);
+    }
+    for slot in &found.keyslots {
+        let held = if slot.at_hand {
+            "at hand"
+        } else {
+            "not at hand"
+        };
+        field(
+            "keyslot for",
+            &format!("{} ({held}): {}", slot.name, slot.slot),
+        );
     }
     for answer in &found.questions {
         lines.push(String::new());

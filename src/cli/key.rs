@@ -1,16 +1,22 @@
-//! `strongroom key`: generate wrapping keys, list and show them.
+//! `strongroom key`: wrapping keys over their lives. Generating, listing and
+//! showing them is here; `rotate`, `disable` and `retire` change the
+//! configuration by `edits`.
+
+mod edits;
+mod retire;
+mod rotate;
 
 use std::path::Path;
 
 use clap::{Args, Subcommand};
 
 use super::edit::{self, NewKey};
-use super::failure::{CONFIG, Failure, NO_SUCH};
+use super::failure::{CONFIG, Failure};
 use super::status::key_line;
-use super::ui::{Ui, shown};
+use super::ui::{Ui, shown, size};
 use super::{components, import};
 use crate::admin;
-use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo};
+use crate::api::{Error, ErrorKind, GenerateKey, KeyDetail, KeyInfo};
 use crate::client::Client;
 use crate::config::Config;
 
@@ -30,11 +36,17 @@ enum Action {
     Components(components::ComponentsArgs),
     /// List the configured wrapping keys
     List,
-    /// Show a wrapping key's attributes, as the token reports them
+    /// Show a wrapping key: attributes as the token reports them, age, wraps, and what depends on it
     Show {
         /// Its configured name
         name: String,
     },
+    /// Make a new key of the ring wrap; the old one goes on opening what it wrapped
+    Rotate(rotate::RotateArgs),
+    /// Stop a key at once: it neither wraps nor opens (an emergency brake)
+    Disable(retire::DisableArgs),
+    /// Disable a key that nothing depends on any more, having looked at everything
+    Retire(retire::RetireArgs),
 }
 
 #[derive(Args)]
@@ -70,22 +82,19 @@ pub(super) async fn run(ui: &Ui, args: KeyArgs) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Action::Show { name } => {
-            let keys = keys(ui).await?;
-            let Some(key) = keys.iter().find(|key| key.name == name) else {
-                let known: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
-                return Err(Failure::new(
-                    NO_SUCH,
-                    format!("no wrapping key is configured as {name:?}"),
-                )
-                .hint(format!("configured: {}", known.join(", "))));
-            };
-            if ui.is_json() {
-                ui.json(key)
-            } else {
-                ui.line(&text(key))
-            }
-        }
+        Action::Show { name } => show(ui, &name).await,
+        Action::Rotate(args) => rotate::run(ui, &args).await,
+        Action::Disable(args) => retire::disable(ui, &args).await,
+        Action::Retire(args) => retire::run(ui, args).await,
+    }
+}
+
+async fn show(ui: &Ui, name: &str) -> Result<(), Failure> {
+    let what = format!("cannot show {name:?}");
+    match ui.client().key(name).await {
+        Ok(key) if ui.is_json() => ui.json(&key),
+        Ok(key) => ui.line(&text(&key)),
+        Err(error) => Err(Failure::api(what, &error)),
     }
 }
 
@@ -96,15 +105,52 @@ async fn keys(ui: &Ui) -> Result<Vec<KeyInfo>, Failure> {
         .map_err(|error| Failure::api("cannot list the keys", &error))
 }
 
-fn text(key: &KeyInfo) -> String {
-    let mut text = key_line(key);
-    for (name, value) in &key.attributes {
+fn text(key: &KeyDetail) -> String {
+    let info = &key.info;
+    let mut text = key_line(info);
+    let mut field = |name: &str, value: &str| {
         text.push_str(&format!("\n  {name:<22} {}", shown(value)));
+    };
+    for (name, value) in &info.attributes {
+        field(name, value);
     }
-    if let Some(value) = &key.check_value {
-        text.push_str(&format!("\n  {:<22} {value}", "check value"));
+    if let Some(value) = &info.check_value {
+        field("check value", value);
     }
+    if let (Some(first), Some(days)) = (&info.first_used, info.age_days) {
+        field("first used here", &format!("{first}, {days} days ago"));
+    }
+    field("cryptoperiod", &cryptoperiod(info));
+    let mut wraps = format!("{} of {} used", info.wraps_used, info.wrap_limit);
+    if !info.wraps_complete {
+        wraps.push_str(" at the least: the count does not go back to its first use");
+    }
+    field("wraps", &wraps);
+    field(
+        "depend on it",
+        &format!(
+            "{} objects of {} in this host's catalogue, {} queued or to be resumed, {} uploads in progress",
+            key.objects,
+            size(key.stored_bytes),
+            key.dependents,
+            key.uploads
+        ),
+    );
     text
+}
+
+fn cryptoperiod(key: &KeyInfo) -> String {
+    const DAY: i64 = 24 * 60 * 60;
+    match (key.cryptoperiod_seconds, key.cryptoperiod_left_seconds) {
+        (None, _) => "none configured".to_owned(),
+        (Some(period), None) => format!("{} days", period / 86_400),
+        (Some(period), Some(left)) if left < 0 => {
+            format!("{} days, over since {} days", period / 86_400, -left / DAY)
+        }
+        (Some(period), Some(left)) => {
+            format!("{} days, {} days left", period / 86_400, left / DAY)
+        }
+    }
 }
 
 /// The configuration is made and checked in memory before the token makes a
@@ -135,6 +181,7 @@ async fn generate(ui: &Ui, args: &GenerateArgs) -> Result<(), Failure> {
     let client = Client::new(&ui.socket(Some(&config.agent.socket)));
     let request = GenerateKey {
         label: label.to_owned(),
+        name: Some(args.name.clone()),
         token: args.token.clone(),
         audit: args.audit,
     };

@@ -14,6 +14,7 @@
 mod agent;
 mod args;
 mod audit;
+mod catalog;
 mod completions;
 mod components;
 mod cp;
@@ -33,12 +34,14 @@ mod place;
 mod progress;
 mod put;
 mod recover;
+mod rewrap;
 mod rm;
 mod source;
 mod status;
 mod target;
 mod token;
 mod ui;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -99,8 +102,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Rm(args) => block_on(rm::run(&ui, args)),
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
+        Command::Verify(args) => block_on(verify::run(&ui, args)),
         Command::Recover(args) => block_on(recover::run(&ui, args)),
+        Command::Rewrap(args) => block_on(rewrap::run(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
+        Command::Catalog(args) => block_on(catalog::run(&ui, args)),
         Command::Audit(args) => block_on(audit::run(&ui, args)),
         Command::Evidence(args) => block_on(evidence::run(&ui, args)),
         Command::Grants(args) => block_on(grants::run(&ui, args)),

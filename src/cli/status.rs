@@ -55,6 +55,9 @@ fn text(status: &Status) -> String {
     }
     for key in &status.keys {
         lines.push(format!("key       {}", key_line(key)));
+        for warning in &key.warnings {
+            lines.push(format!("          {warning}"));
+        }
     }
     lines.join("\n")
 }

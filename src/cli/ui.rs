@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::args::Global;
 use super::failure::Failure;
+use super::progress::Counter;
 use crate::client::Client;
 
 /// The agent's socket unless told otherwise.
@@ -35,6 +36,11 @@ impl Ui {
     /// Whether a person at a terminal wants to see how long work goes on.
     pub(super) fn shows_progress(&self) -> bool {
         !self.global.quiet && !self.global.json && std::io::stderr().is_terminal()
+    }
+
+    /// Counts what was looked at, for a person who watches.
+    pub(super) fn counter(&self, name: &str) -> Counter {
+        Counter::start(self, name)
     }
 
     /// The configuration's path.

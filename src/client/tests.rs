@@ -78,6 +78,8 @@ fn receipt() -> Receipt {
         checksum: "crc64nvme:A".into(),
         message_id: "00".repeat(32),
         wrapping_key: "archive".into(),
+        recipients: Vec::new(),
+        missing_recipients: Vec::new(),
         created: 1,
     }
 }

@@ -32,8 +32,12 @@ pub(super) struct File {
     pub(super) audit: Audit,
     #[serde(default)]
     pub(super) metrics: Metrics,
-    recipients: Option<toml::Table>,
-    recipient: Option<Vec<toml::Table>>,
+    #[serde(default)]
+    pub(super) recipients: Recipients,
+    #[serde(default)]
+    pub(super) recipient: Vec<Recipient>,
+    #[serde(default)]
+    pub(super) writer: Vec<Writer>,
     bucket_alias: Option<Vec<toml::Table>>,
     #[serde(default)]
     pub(super) grant: Vec<Spanned<Grant>>,
@@ -43,8 +47,6 @@ impl File {
     /// The first setting that the grammar has and this release does not.
     pub(super) fn unimplemented(&self) -> Option<String> {
         let tables = [
-            ("[recipients]", self.recipients.is_some()),
-            ("[[recipient]]", self.recipient.is_some()),
             ("[[bucket_alias]]", self.bucket_alias.is_some()),
         ];
         let found = tables.iter().find(|(_, set)| *set);
@@ -435,6 +437,42 @@ impl Key {
     pub fn is_compromised(&self) -> bool {
         self.usage == KeyUse::Compromised
     }
+}
+
+/// `[recipients]`: which of them a put must have.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Recipients {
+    pub(super) required: Option<Vec<String>>,
+    pub(super) min: Option<usize>,
+    pub(super) write_only: bool,
+}
+
+/// How a recipient holds data keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum RecipientKind {
+    RsaOaep,
+    Key,
+}
+
+/// `[[recipient]]`: a further holder of every data key.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Recipient {
+    pub(super) kind: RecipientKind,
+    pub(super) name: Option<String>,
+    pub(super) public_key: Option<PathBuf>,
+    pub(super) key: Option<String>,
+}
+
+/// `[[writer]]`: another host that wraps under keys of ours, and where it
+/// leaves what its catalogue knows.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Writer {
+    pub(super) name: String,
+    pub(super) catalogue: String,
 }
 
 /// `[metrics]`: who reads them besides administrators at the socket.

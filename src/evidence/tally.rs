@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::{Activity, Day, Listing, Outage, Shown};
+use crate::api::{Activity, Day, LifeEvent, Listing, Outage, Shown};
 use crate::audit::{Kind, OK, Phase, Record};
 
 /// Records of one kind that a report shows; the rest is counted, and in the
@@ -30,6 +30,8 @@ pub(super) struct Tally {
     pub(super) used: BTreeMap<String, (u64, u64)>,
     /// When the log tells of a key's making.
     pub(super) made: BTreeMap<String, String>,
+    /// What happened to each wrapping key.
+    pub(super) lives: BTreeMap<String, Vec<LifeEvent>>,
     /// The configuration at the end of the period.
     pub(super) config_sha256: Option<String>,
     /// Begins without an end so far, by `seq`.
@@ -61,13 +63,12 @@ impl Tally {
         }
         self.follow(record);
         if record.event.event == Kind::Key
-            && matches!(
-                record.event.state.as_deref(),
-                Some("generated" | "imported")
-            )
-            && let Some(key) = &record.event.wrapping_key
+            && let (Some(key), Some(state)) = (&record.event.wrapping_key, &record.event.state)
         {
-            self.made.insert(key.clone(), time.to_owned());
+            if matches!(state.as_str(), "generated" | "imported") {
+                self.made.insert(key.clone(), time.to_owned());
+            }
+            self.live(record, key, state);
         }
         if let Some(hash) = &record.event.config_sha256 {
             self.config_sha256 = Some(hash.clone());
@@ -79,6 +80,24 @@ impl Tally {
         self.first_seq.get_or_insert(record.head.seq);
         self.last_seq = Some(record.head.seq);
         self.count(record);
+    }
+
+    /// Takes an event of a key's life; that a token let it in again after a
+    /// restart is none.
+    fn live(&mut self, record: &Record, key: &str, state: &str) {
+        if matches!(state, "opened" | "refused") {
+            return;
+        }
+        let life = self.lives.entry(key.to_owned()).or_default();
+        if life.len() < SHOWN {
+            life.push(LifeEvent {
+                seq: record.head.seq,
+                time: record.head.time.clone(),
+                uid: record.event.peer.as_ref().map(|peer| peer.uid),
+                state: state.to_owned(),
+                detail: record.event.detail.clone(),
+            });
+        }
     }
 
     /// Begins and ends, and what comes and goes.

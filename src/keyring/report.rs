@@ -25,8 +25,8 @@ impl Keyring {
         all
     }
 
-    /// Whether a key that wraps now is open on a token where a wrap and an
-    /// unwrap succeeded within the last 30 s.
+    /// Whether all that an upload needs is there, and proven: a wrap and an
+    /// unwrap succeeded on each token of it within the last 30 s.
     #[must_use]
     pub fn is_proven(&self) -> bool {
         let fresh = |token: &Token| {
@@ -35,21 +35,23 @@ impl Keyring {
                 .is_some_and(|at| at.elapsed() < PROOF_LASTS)
                 && *token.health().borrow() != Health::Suspect
         };
-        self.any_open(fresh)
+        self.any_open(&fresh)
     }
 
-    /// Whether a key that wraps now has passed the gate of one of its tokens.
+    /// Whether a key that wraps now has passed the gate of one of its tokens,
+    /// and so have the recipients' that an upload must have.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.any_open(|_| true)
+        self.any_open(&|_| true)
     }
 
-    fn any_open(&self, and: impl Fn(&Token) -> bool) -> bool {
+    fn any_open(&self, and: &dyn Fn(&Token) -> bool) -> bool {
         let live = self.read();
-        self.wrapping(&live).any(|key| {
-            live.tokens_of(key)
-                .any(|token| token.is_open(&key.name) && and(token))
-        })
+        let mut wrapping = self.wrapping(&live).peekable();
+        // A write-only host needs no key of its own.
+        let own = (live.recipients.write_only && wrapping.peek().is_none())
+            || wrapping.any(|key| is_open(&live, key, and));
+        own && self.lacking_recipient(&live, and).is_none()
     }
 
     /// Every configured key with its attributes as its tokens report them.
@@ -92,6 +94,7 @@ impl Keyring {
             info.wraps_used = count.used;
             info.wraps_complete = count.complete;
         }
+        self.tell_age(key, &mut info);
         let mut problems = Vec::new();
         for token in live.tokens_of(key) {
             let states = token.keys();
@@ -116,6 +119,12 @@ impl Keyring {
         info.problem = (!problems.is_empty()).then(|| problems.join("; "));
         info
     }
+}
+
+/// Whether the key is open on a token of its of which this is true.
+pub(super) fn is_open(live: &Live, key: &Key, and: &dyn Fn(&Token) -> bool) -> bool {
+    live.tokens_of(key)
+        .any(|token| token.is_open(&key.name) && and(token))
 }
 
 fn usage(usage: KeyUse) -> &'static str {

@@ -3,11 +3,28 @@
 //! A key's successor, if it has one, wraps in its place from 31/32 of its
 //! wrap_limit on (SECURITY rule 19). The count never falls, so neither a
 //! restart nor a crash gives a used-up key its place back.
+//!
+//! A key that a new configuration makes active wraps from the moment at which
+//! a token has let it in: until then whoever wrapped before goes on, so that
+//! a rotation costs no request.
+
+use std::time::{Duration, Instant};
 
 use crate::api::{Error, ErrorKind};
 use crate::config::Key;
+use crate::token::Token;
 
 use super::{Keyring, Live};
+
+/// How long a new key is waited for: a CloudHSM cluster takes seconds until a
+/// new key is on all its HSMs. Longer, and its problem had better be told.
+const HANDOVER: Duration = Duration::from_secs(10);
+
+/// Who wrapped for a ring before its present key.
+pub(super) struct Former {
+    key: String,
+    until: Instant,
+}
 
 impl Keyring {
     /// The key that wraps new objects of `ring` (or of the only ring).
@@ -17,8 +34,9 @@ impl Keyring {
     /// reached its wrap_limit and has no successor.
     pub fn active(&self, ring: Option<&str>) -> Result<Key, Error> {
         let live = self.read();
-        let mut active = live.keys.iter().filter(|k| k.is_active());
+        let active = live.keys.iter().filter(|k| k.is_active());
         let Some(name) = ring else {
+            let mut active = active.filter(|key| !live.recipients.has_ring(key.ring()));
             let Some(first) = active.next() else {
                 return Err(
                     Error::new(ErrorKind::Misconfigured, "no wrapping key is active")
@@ -53,6 +71,9 @@ impl Keyring {
     #[must_use]
     pub fn exhaustion(&self) -> Option<Error> {
         let live = self.read();
+        if let Some(error) = self.exhausted_recipient(&live) {
+            return Some(error);
+        }
         let mut reasons = self
             .wrapping(&live)
             .map(|key| self.unless_exhausted(key).err());
@@ -60,21 +81,53 @@ impl Keyring {
         reasons.all(|reason| reason.is_some()).then_some(first)
     }
 
-    /// The key of each ring that wraps now.
+    /// The key of each ring that wraps now; recipients' rings are none.
     pub(super) fn wrapping<'a>(&'a self, live: &'a Live) -> impl Iterator<Item = &'a Key> {
-        let active = live.keys.iter().filter(|key| key.is_active());
+        let chosen = |key: &&Key| key.is_active() && !live.recipients.has_ring(key.ring());
+        let active = live.keys.iter().filter(chosen);
         active.map(|key| self.current(live, key))
     }
 
     /// Who wraps in place of a ring's configured key.
-    fn current<'a>(&self, live: &'a Live, configured: &'a Key) -> &'a Key {
-        let mut key = configured;
+    pub(super) fn current<'a>(&self, live: &'a Live, configured: &'a Key) -> &'a Key {
+        let mut key = Self::former(live, configured).unwrap_or(configured);
         // The configuration's chains of successors end.
         while let Some(next) = self.handed_over(live, key) {
             self.announce(key, next);
             key = next;
         }
         key
+    }
+
+    /// The rings whose key these keys replace, with the key that wraps now.
+    pub(super) fn replaced(&self, keys: &[Key]) -> Vec<(String, Former)> {
+        let live = self.read();
+        let active = keys.iter().filter(|key| key.is_active());
+        let replaced = active.filter_map(|key| {
+            let mut before = live.keys.iter();
+            let before = before.find(|k| k.is_active() && k.ring() == key.ring())?;
+            let before = self.current(&live, before);
+            (before.name != key.name).then(|| {
+                let former = Former {
+                    key: before.name.clone(),
+                    until: Instant::now() + HANDOVER,
+                };
+                (key.ring().to_owned(), former)
+            })
+        });
+        replaced.collect()
+    }
+
+    /// Who goes on wrapping while a ring's new key is on its way through the
+    /// gate. One that was disabled meanwhile does not.
+    fn former<'a>(live: &'a Live, new: &Key) -> Option<&'a Key> {
+        let former = live.former.get(new.ring())?;
+        let settled = |token: &Token| token.is_open(&new.name) || token.refuses(&new.name);
+        if former.until <= Instant::now() || live.tokens_of(new).any(settled) {
+            return None;
+        }
+        let mut keys = live.keys.iter();
+        keys.find(|key| key.name == former.key && key.opens())
     }
 
     /// The successor of a key whose time has come.
@@ -103,7 +156,7 @@ impl Keyring {
         }
     }
 
-    fn unless_exhausted(&self, key: &Key) -> Result<Key, Error> {
+    pub(super) fn unless_exhausted(&self, key: &Key) -> Result<Key, Error> {
         let count = self.counts.count(&key.name);
         match count.filter(|count| count.is_exhausted()) {
             None => Ok(key.clone()),

@@ -5,6 +5,7 @@
 //! the header's context is the AAD and the header's commitment decides. So
 //! wherever an EDK was found, it opens this message or nothing.
 
+use super::recipients::none_at_hand;
 use super::{Keyring, MAX_UNWRAPS, permitted};
 use crate::api::{Error, ErrorKind};
 use crate::config::Key;
@@ -88,7 +89,15 @@ impl Keyring {
         keys
     }
 
-    fn key_of(&self, name: &str, trust: Trust) -> Option<(Key, Holders)> {
+    /// The ring of a configured key.
+    #[must_use]
+    pub fn ring_of(&self, name: &str) -> Option<String> {
+        let live = self.read();
+        let key = live.keys.iter().find(|key| key.name == name)?;
+        Some(key.ring().to_owned())
+    }
+
+    pub(super) fn key_of(&self, name: &str, trust: Trust) -> Option<(Key, Holders)> {
         let live = self.read();
         let key = live
             .keys
@@ -149,7 +158,9 @@ impl<'a> Search<'a> {
         let Some((key, holders)) = self.keyring.key_of(parts.key_name, trust) else {
             return Ok(None);
         };
-        if let Err(error) = permitted(&key, self.rings) {
+        if let Err(error) = permitted(&key, self.rings)
+            && !self.keyring.stands_in(&key, self.header, self.rings)
+        {
             self.barred = Some(error);
             return Ok(None);
         }
@@ -209,25 +220,31 @@ impl<'a> Search<'a> {
         if let Some(error) = self.barred.filter(|_| self.tried == 0) {
             return error;
         }
+        if self.tried == 0 {
+            let error = none_at_hand(self.header);
+            return Error {
+                detail: error.detail + slots,
+                ..error
+            };
+        }
         let names = names(self.header);
-        let detail = if self.tried == 0 {
-            format!("it is wrapped for {names}, none of which is at hand")
-        } else {
-            format!(
-                "no encrypted data key opens ({names}): they were altered, or wrapped by other keys of these names"
-            )
-        };
+        let detail = format!(
+            "no encrypted data key opens ({names}): they were altered, or wrapped by other keys of these names"
+        );
         Error::new(ErrorKind::NoKey, detail + slots)
     }
 }
 
-fn names(header: &Header) -> String {
+pub(super) fn names(header: &Header) -> String {
     let mut names: Vec<String> = header
         .edks()
         .iter()
         .map(|edk| match edk.raw_aes_parts() {
             Some(parts) => format!("{:?}", parts.key_name),
-            None => format!("a key of {:?}", edk.provider_id()),
+            None => match edk.raw_rsa_parts() {
+                Some(parts) => format!("the RSA recipient {:?}", parts.key_name),
+                None => format!("a key of {:?}", edk.provider_id()),
+            },
         })
         .collect();
     names.dedup();

@@ -122,6 +122,21 @@ impl StoreError {
         }
     }
 
+    /// Whether this object is to blame, and not the way to it: asking again
+    /// changes nothing.
+    #[must_use]
+    pub fn is_of_the_object(&self) -> bool {
+        matches!(
+            self,
+            Self::Invalid { .. }
+                | Self::Archived
+                | Self::Corrupt { .. }
+                | Self::Changed
+                | Self::NoSuchKey { .. }
+                | Self::NoSuchVersion { .. }
+        )
+    }
+
     pub(super) fn is_absent(&self) -> bool {
         matches!(self, Self::NoSuchKey { .. } | Self::NoSuchVersion { .. })
     }

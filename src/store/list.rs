@@ -63,6 +63,35 @@ impl Store {
         continuation: Option<&str>,
         max: u32,
     ) -> Result<Page, StoreError> {
+        self.list_from(bucket, prefix, delimiter, None, continuation, max)
+            .await
+    }
+
+    /// The first `max` (and 1,000) objects under `prefix` whose names sort
+    /// behind `after`.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn list_behind(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: &str,
+        max: u32,
+    ) -> Result<Page, StoreError> {
+        self.list_from(bucket, prefix, None, Some(after), None, max)
+            .await
+    }
+
+    async fn list_from(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        delimiter: Option<&str>,
+        after: Option<&str>,
+        continuation: Option<&str>,
+        max: u32,
+    ) -> Result<Page, StoreError> {
         let max = i32::try_from(max.clamp(1, MAX_PAGE)).unwrap_or(i32::MAX);
         let place = Place::new(bucket, prefix);
         let answer = self
@@ -72,6 +101,7 @@ impl Store {
             .bucket(bucket)
             .prefix(prefix)
             .set_delimiter(delimiter.map(str::to_owned))
+            .set_start_after(after.map(str::to_owned))
             .set_continuation_token(continuation.map(str::to_owned))
             .max_keys(max)
             // XML cannot hold every character that a key may have.

@@ -1,7 +1,7 @@
 //! What can be checked about a configuration by looking at the files it
 //! names: never into them, least of all into a PIN.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use rustix::net::SocketAddrUnix;
 
 use crate::config::{Config, Token};
 use crate::control::MAX_CONFIG;
+use crate::recipient::{MAX_FILE, PublicKey};
 use crate::secret::PinError;
 use crate::token::pin_path;
 
@@ -21,6 +22,8 @@ pub(super) struct Loaded {
     pub(super) text: String,
     /// Nor can it look up the users and groups of grants.
     pub(super) principals: Vec<u32>,
+    /// Nor can it open the files of RSA recipients.
+    pub(super) public_keys: Vec<Vec<u8>>,
 }
 
 /// Reads, validates and checks a configuration.
@@ -51,10 +54,12 @@ pub(super) fn load(path: &Path) -> Result<Loaded, SupervisorError> {
         check_pin(token, &config)?;
     }
     let principals = config.principals().map_err(refused)?;
+    let public_keys = public_keys(&config)?;
     Ok(Loaded {
         config,
         text,
         principals,
+        public_keys,
     })
 }
 
@@ -78,6 +83,32 @@ pub(super) fn check_unchanged(old: &Config, new: &Config) -> Result<(), Supervis
             format!("restart the agent, or put {name} back"),
         )),
     }
+}
+
+/// The public keys of RSA recipients, in the configuration's order.
+fn public_keys(config: &Config) -> Result<Vec<Vec<u8>>, SupervisorError> {
+    let each = config.recipients.public_keys().map(|(recipient, path)| {
+        let fault = |why: String| {
+            SupervisorError::configuration(
+                format!("recipient {:?}: {}: {why}", recipient.name, path.display()),
+                "put the recipient's RSA public key there, in PEM",
+            )
+        };
+        let mut text = String::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_FILE).read_to_string(&mut text))
+            .map_err(|error| fault(error.to_string()))?;
+        let key = PublicKey::from_pem(&text).map_err(|error| fault(error.to_string()))?;
+        if key.is_short() {
+            tracing::warn!(
+                recipient = recipient.name,
+                bits = key.bits(),
+                "the RSA key is shorter than the 3072 bits recommended for archives"
+            );
+        }
+        Ok(key.to_der())
+    });
+    each.collect()
 }
 
 fn check_socket(path: &Path) -> Result<(), SupervisorError> {

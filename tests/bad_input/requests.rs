@@ -295,8 +295,8 @@ fn unknown_routes_methods_and_parameters_are_named() {
         (
             "POST",
             "/v1/rewrap",
-            "not-implemented",
-            "/v1/rewrap is not in this release",
+            "malformed",
+            "the query names no bucket",
         ),
         ("GET", "/v1/verify", "not-implemented", "/v1/verify"),
         (

@@ -241,6 +241,13 @@ impl Weed {
             .unwrap();
     }
 
+    /// Deletes one version, without a trace.
+    #[track_caller]
+    pub fn raw_delete_version(&self, bucket: &str, key: &str, version: &str) {
+        let delete = self.client.delete_object().bucket(bucket).key(key);
+        self.wait(delete.version_id(version).send()).unwrap();
+    }
+
     /// Content type, storage class and user metadata, as HEAD tells them.
     #[track_caller]
     pub fn raw_head(

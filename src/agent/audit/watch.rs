@@ -10,6 +10,8 @@ use crate::audit::{Event, Kind};
 pub(in crate::agent) struct Watch {
     tokens: BTreeMap<String, String>,
     keys: BTreeMap<String, Key>,
+    /// The active key of each ring.
+    rings: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -19,6 +21,8 @@ struct Key {
     usage: String,
     successor: Option<String>,
     exhausted: bool,
+    /// Its cryptoperiod is over.
+    overdue: bool,
 }
 
 impl Watch {
@@ -48,6 +52,8 @@ impl Watch {
                 usage: key.usage.clone(),
                 successor: key.handed_over_to.clone(),
                 exhausted: key.wrap_limit > 0 && key.wraps_used >= key.wrap_limit,
+                overdue: key.usage == "active"
+                    && key.cryptoperiod_left_seconds.is_some_and(|left| left < 0),
             };
             let mut tell = |state: &str, detail: Option<String>| {
                 let mut event = Event::new(Kind::Key);
@@ -73,6 +79,16 @@ impl Watch {
             }
             if now.exhausted && !former.exhausted {
                 tell("exhausted", None);
+            }
+            if now.overdue && !former.overdue {
+                tell("cryptoperiod-exceeded", None);
+            }
+            if now.usage == "active" {
+                let before = self.rings.insert(key.ring.clone(), key.name.clone());
+                if let Some(before) = before.filter(|before| *before != key.name) {
+                    let ring = &key.ring;
+                    tell("rotated", Some(format!("wraps for ring {ring} in place of {before}")));
+                }
             }
             *former = now;
         }
@@ -132,5 +148,17 @@ mod tests {
         key.handed_over_to = Some("next".into());
         key.wraps_used = 10;
         assert_eq!(look(&token, &key), "decrypt handed-over exhausted");
+        let mut next = KeyInfo {
+            name: "next".into(),
+            ring: key.ring.clone(),
+            cryptoperiod_left_seconds: Some(-1),
+            wraps_used: 0,
+            usage: "active".into(),
+            handed_over_to: None,
+            ..key.clone()
+        };
+        assert_eq!(look(&token, &next), "opened cryptoperiod-exceeded rotated");
+        next.usage = "disabled".into();
+        assert_eq!(look(&token, &next), "disabled");
     }
 }

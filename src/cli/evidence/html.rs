@@ -4,7 +4,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::charts;
-use crate::api::{Answer, Evidence, EvidenceKey, EvidenceToken, Listing, Outage, Report};
+use crate::api::{Answer, Evidence, EvidenceKey, EvidenceToken, LifeEvent, Listing, Outage, Report};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -128,6 +128,14 @@ fn keys(keys: &[EvidenceKey]) -> Markup {
                         (row("Depends on it", &format!("{} objects, {}", grouped(key.objects), bytes(key.stored_bytes))))
                         (row("In the period", &format!("{} stored, {} read", grouped(key.puts), grouped(key.gets))))
                     } }
+                    @if !key.life.is_empty() {
+                        details open {
+                            summary { "Its life, as the log has it" }
+                            table.facts { tbody {
+                                @for event in &key.life { (row(date(&event.time), &life(event))) }
+                            } }
+                        }
+                    }
                     @if key.attributes.is_empty() {
                         p.none { "Its token is away: its attributes could not be read." }
                     } @else {
@@ -148,6 +156,18 @@ fn attributes(attributes: &[(String, String)]) -> Markup {
             @for (name, value) in attributes { li { code { (name) } " " (value) } }
         }
     }
+}
+
+fn life(event: &LifeEvent) -> String {
+    let mut text = event.state.clone();
+    if let Some(detail) = &event.detail {
+        text.push_str(": ");
+        text.push_str(detail);
+    }
+    if let Some(uid) = event.uid {
+        text.push_str(&format!(" (uid {uid})"));
+    }
+    text
 }
 
 fn age(key: &EvidenceKey) -> String {
