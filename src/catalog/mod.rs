@@ -46,6 +46,10 @@ pub struct Known {
 /// How a message that the store serves for a place compares with what this
 /// host knows of the place.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, and most of them are receipts"
+)]
 pub enum Standing {
     /// Nothing was stored there by this host.
     Unknown,

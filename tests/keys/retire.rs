@@ -177,7 +177,8 @@ fn rule_11_a_key_is_retired_only_when_nothing_is_left_that_it_alone_opens() {
         .cli(["rewrap", &theirs, "--to", "archive-b", "--pack"])
         .ok();
     let whole = export(&other);
-    assert_eq!(retire(&agent, &["--dry-run"]).0, Some(0));
+    let (code, report) = retire(&agent, &["--dry-run"]);
+    assert_eq!(code, Some(0), "{report:?}");
     // One that was cut off, and an old one.
     let cut = &whole[..whole.len() - 20];
     let url = format!("s3://{exports}/host-b");
