@@ -9,13 +9,14 @@ use cryptoki::session::Session;
 
 use crate::secret::Secret32;
 use crate::token::IV_LEN;
-use crate::token::protocol::{Failure, FailureKind, Transport};
+use crate::token::protocol::{Failure, FailureKind, KeySpec, Transport};
 use crate::transport::{BITS, Fingerprint, OaepHash, PROOF_AAD, Sealed, TransportKey};
 
 use super::attributes::read;
 use super::failure::{Class, Fault, counted};
-use super::gate::{labelled, sound};
+use super::gate::{self, labelled, sound};
 use super::mechanism::Convention;
+use super::module;
 use super::raw::Raw;
 use super::recovery::oaep;
 
@@ -160,23 +161,30 @@ impl Importer<'_> {
             Attribute::Derive(false),
         ];
         let carrier = unwrap(&oaep(hash), private, &sealed.transport_key, &transport)
-            .map_err(|fault| not_taken(&fault, "the transport key"))?;
+            .map_err(|fault| self.not_taken(&fault, "the transport key"))?;
         let mut template = sound(label);
         // Its length is the wrapped key's.
         template.retain(|a| a.attribute_type() != AttributeType::ValueLen);
         template.retain(|a| a.attribute_type() != AttributeType::Token);
-        template.push(Attribute::Token(stays));
+        // In front: nothing can be set after MODIFIABLE.
+        template.insert(0, Attribute::Token(stays));
         let made = self.convention.tried_templates(&template, |template| {
             unwrap(&Mechanism::AesKeyWrap, carrier, &sealed.key, template)
         });
         self.destroy(&[carrier]);
-        made.map_err(|fault| not_taken(&fault, "the key"))
+        made.map_err(|fault| self.not_taken(&fault, "the key"))
     }
 
     fn check(&self, key: ObjectHandle, arriving: &Arriving<'_>) -> Result<(), Failure> {
         self.opens_proof(key, arriving.sealed)?;
-        let (_, reported) = read(self.session, key)
+        let (attributes, reported) = read(self.session, key)
             .map_err(|fault| fault.failed("cannot read the key's attributes"))?;
+        let spec = KeySpec {
+            name: arriving.label.to_owned(),
+            label: arriving.label.to_owned(),
+            imported: true,
+        };
+        gate::check(&spec, &attributes)?;
         match reported {
             // Not every token has one; the proof says more.
             Some(value) if value != arriving.check_value => Err(Failure::new(
@@ -201,8 +209,11 @@ impl Importer<'_> {
                 .unwrap(self.raw, self.session, key, &iv, &sealed.proof, PROOF_AAD);
         match opened {
             Ok(Some(text)) if text[..] == sealed.proof_plaintext[..] => Ok(()),
-            Err(fault) if fault.is_gone() => Err(fault.failed("cannot prove the key")),
-            Ok(_) | Err(_) => Err(wrong()),
+            Ok(_) => Err(wrong()),
+            Err(_) => Err(match module::check_generator(self.session) {
+                Ok(()) => wrong(),
+                Err(worse) => worse.failed("cannot prove the key"),
+            }),
         }
     }
 
@@ -348,14 +359,15 @@ fn refused(error: &crate::transport::NotSealed) -> Failure {
     Failure::new(FailureKind::Rejected, error.to_string())
 }
 
-/// What a token says of a key that it does not take may be any code: the
-/// envelope is to blame unless the device is gone.
-fn not_taken(fault: &Fault, what: &str) -> Failure {
-    if fault.is_gone() || fault.class() == Class::SessionLost {
-        return fault.failed(format!("cannot unwrap {what}"));
+impl Importer<'_> {
+    /// What a token says of a key that it does not take may be any code
+    /// (Kryoptic: CKR_DEVICE_ERROR): the envelope is to blame if the token is
+    /// well otherwise.
+    fn not_taken(&self, fault: &Fault, what: &str) -> Failure {
+        let what = format!("the token does not unwrap {what}");
+        match module::check_generator(self.session) {
+            Ok(()) => Failure::new(FailureKind::Rejected, format!("{what}: {fault}")),
+            Err(worse) => worse.failed(what),
+        }
     }
-    Failure::new(
-        FailureKind::Rejected,
-        format!("the token does not unwrap {what}: {fault}"),
-    )
 }

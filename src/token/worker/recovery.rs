@@ -15,7 +15,7 @@ use crate::token::IV_LEN;
 use crate::token::protocol::{Failure, FailureKind, Serve};
 use crate::transport::OaepHash;
 
-use super::failure::{Class, Fault, counted};
+use super::failure::{Fault, counted};
 use super::mechanism::Convention;
 use super::module;
 use super::probe;
@@ -128,10 +128,18 @@ impl Recovery {
             match way.unwrap(&self.raw, &self.session, key, iv, ciphertext, aad) {
                 Ok(Some(data_key)) => return Ok(Some(Zeroizing::new(data_key.to_vec()))),
                 Ok(None) => {}
-                Err(fault) => worse_than_refused(&fault)?,
+                Err(_) => self.still_well()?,
             }
         }
         Ok(None)
+    }
+
+    /// What a token says of a ciphertext or a hash that it does not take may be
+    /// any code (Kryoptic: CKR_DEVICE_ERROR): it is to blame only if it does
+    /// nothing else either.
+    fn still_well(&self) -> Result<(), Failure> {
+        module::check_generator(&self.session)
+            .map_err(|fault| fault.failed("the token did not decrypt"))
     }
 
     fn open_rsa(
@@ -143,7 +151,7 @@ impl Recovery {
             let opened = self.session.decrypt(&oaep(hash), key, ciphertext);
             match counted("C_Decrypt", opened).map_err(Fault::from) {
                 Ok(data_key) => return Ok(Some(Zeroizing::new(data_key))),
-                Err(fault) => worse_than_refused(&fault)?,
+                Err(_) => self.still_well()?,
             }
         }
         Ok(None)
@@ -159,14 +167,4 @@ pub(super) fn oaep(hash: OaepHash) -> Mechanism<'static> {
         OaepHash::Sha512 => (MechanismType::SHA512, PkcsMgfType::MGF1_SHA512),
     };
     Mechanism::RsaPkcsOaep(PkcsOaepParams::new(hash, mgf, PkcsOaepSource::empty()))
-}
-
-/// What a token says of a ciphertext or a hash that it does not take may be
-/// any code but these.
-fn worse_than_refused(fault: &Fault) -> Result<(), Failure> {
-    match fault.class() {
-        Class::SessionLost | Class::LockedOut => Err(fault.failed("the token did not decrypt")),
-        _ if fault.is_gone() => Err(fault.failed("the token did not decrypt")),
-        _ => Ok(()),
-    }
 }
