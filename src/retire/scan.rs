@@ -8,12 +8,13 @@ use futures_util::stream;
 use tokio::sync::mpsc::Sender;
 
 use crate::api::{Error, ErrorKind, RetireLine, RetireReport};
+use crate::binding::CONTEXT_KEY;
 use crate::engine::Engine;
 use crate::keyring::Opens;
 use crate::message::{Header, Parsed, Permit};
 use crate::objects::read_header;
 use crate::store::{ListedVersion, METADATA_HEADER, Place};
-use crate::unlock::slots_of;
+use crate::unlock::{packed, slots_of};
 
 use super::{Seen, subject};
 
@@ -174,7 +175,9 @@ async fn judge(
         .filter_map(|edk| edk.raw_aes_parts())
         .map(|parts| parts.key_name)
         .collect();
-    if !names.contains(&retiring) && !slotted.contains(&id) {
+    // A pack does not tell whose keys are in it: with one, all are asked.
+    let may_depend = slotted.contains(&id) || slotted.contains(PACKS);
+    if !names.contains(&retiring) && !may_depend {
         return Ok(Found::Independent(id));
     }
     let mut why = Vec::new();
@@ -194,7 +197,11 @@ async fn judge(
     Ok(Found::OnlyKey(id, why.join("; ")))
 }
 
-/// The messages of a bucket that have a keyslot of this key.
+/// Stands among message ids for packs of a key.
+const PACKS: &str = "packs";
+
+/// The messages of a bucket that have a keyslot of this key, and [`PACKS`] if
+/// it has packs.
 async fn slotted(
     engine: &Engine,
     bucket: &str,
@@ -214,6 +221,9 @@ async fn slotted(
             let Some((id, holder)) = name.split_once('/') else {
                 continue;
             };
+            if id == PACKS && holder.split('/').next() == Some(key) {
+                found.insert(PACKS.to_owned());
+            }
             // The first one has the key's name alone, further ones a number.
             let more = holder
                 .strip_prefix(key)
@@ -241,7 +251,15 @@ async fn slot_opens(
     let others = engine.keyring.slot_keys(None).into_iter();
     for key in others.filter(|key| key.name != retiring) {
         let mut search = engine.keyring.search(header, None);
-        let slots = slots_of(engine, &mut search, bucket, &key).await?;
+        let mut slots = slots_of(engine, &mut search, bucket, &key).await?;
+        if slots.opened.is_none()
+            && let Some(object) = header.context().get(CONTEXT_KEY)
+        {
+            // What opens is proven to be of this place.
+            let packs = packed(engine, &mut search, &Place::new(bucket, object), &key).await?;
+            slots.bad.extend(packs.bad);
+            slots.opened = packs.opened;
+        }
         if slots.opened.is_some() {
             return Ok(Some(key.name));
         }
