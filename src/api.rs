@@ -8,8 +8,8 @@ mod evidence;
 mod grants;
 mod operation;
 mod retire;
-mod verify;
 mod rewrap;
+mod verify;
 
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
@@ -22,8 +22,8 @@ pub use retire::{
     EXPORT_FORMAT, ExportEnd, ExportHead, KeyDetail, RetireLine, RetireReason, RetireReport,
     RetireRequest,
 };
-pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
+pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 
 use serde::{Deserialize, Serialize};
 

@@ -24,8 +24,8 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{
     Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, ImportKey,
-    Inspection, KeyDetail, KeyInfo, ListPage, Receipt, RetireLine, RetireRequest, Status, VerifyLine,
-    VerifyRequest, header,
+    Inspection, KeyDetail, KeyInfo, ListPage, Receipt, RetireLine, RetireRequest, Status,
+    VerifyLine, VerifyRequest, header,
 };
 use wire::{encode, problem};
 

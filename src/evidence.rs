@@ -462,7 +462,10 @@ fn questions(keys: &[EvidenceKey], tokens: &[TokenStatus], access: &str) -> Vec<
         };
         match key.cryptoperiod_days {
             Some(period) if key.cryptoperiod_exceeded => {
-                format!("{}: {age}, beyond its cryptoperiod of {period} days", key.name)
+                format!(
+                    "{}: {age}, beyond its cryptoperiod of {period} days",
+                    key.name
+                )
             }
             Some(period) => format!("{}: {age}, cryptoperiod {period} days", key.name),
             None => format!("{}: {age}, no cryptoperiod configured", key.name),

@@ -141,9 +141,8 @@ impl Keyring {
     pub async fn fresh_data_key(&self, key: Option<&Key>) -> Result<FreshKey, Error> {
         let random = match key {
             Some(key) => self.holders(key)?.random().await.map_err(Error::from)?,
-            None => Secret32::random().map_err(|error| {
-                Error::new(ErrorKind::Internal, "no random bytes").log(error)
-            })?,
+            None => Secret32::random()
+                .map_err(|error| Error::new(ErrorKind::Internal, "no random bytes").log(error))?,
         };
         DataKey::fresh(&random).map_err(|e| message_error(&e))
     }

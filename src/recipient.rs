@@ -8,9 +8,9 @@
 
 use rsa::pkcs1::DecodeRsaPublicKey as _;
 use rsa::pkcs8::{DecodePublicKey as _, EncodePublicKey as _};
+use rsa::sha2::{Digest as _, Sha256};
 use rsa::traits::PublicKeyParts as _;
 use rsa::{Oaep, RsaPublicKey};
-use rsa::sha2::{Digest as _, Sha256};
 
 use crate::secret::Secret32;
 
@@ -145,7 +145,10 @@ mod tests {
         let secret = Secret32::from_slice(&[7; 32]).unwrap();
         let wrapped = key.wrap(&secret).unwrap();
         assert_eq!(wrapped.len(), key.wrapped_len());
-        assert_eq!(private.decrypt(Oaep::new::<Sha256>(), &wrapped).unwrap(), [7; 32]);
+        assert_eq!(
+            private.decrypt(Oaep::new::<Sha256>(), &wrapped).unwrap(),
+            [7; 32]
+        );
     }
 
     #[test]

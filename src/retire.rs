@@ -141,7 +141,10 @@ async fn own_use(engine: &Engine, report: &mut RetireReport) -> Result<(), Error
         .hint("`strongroom key list` shows the configured keys"));
     };
     if key.usage == "active" {
-        let why = format!("it is the active key of ring {:?}: rotate it first", key.ring);
+        let why = format!(
+            "it is the active key of ring {:?}: rotate it first",
+            key.ring
+        );
         report.refuse("in-use", &name, why);
     }
     let heir = |other: &&crate::api::KeyInfo| {
@@ -153,7 +156,11 @@ async fn own_use(engine: &Engine, report: &mut RetireReport) -> Result<(), Error
     }
     match engine.uses.of(&name) {
         0 => {}
-        n => report.refuse("in-use", &name, format!("{n} uploads under it are in progress")),
+        n => report.refuse(
+            "in-use",
+            &name,
+            format!("{n} uploads under it are in progress"),
+        ),
     }
     for waits in engine.catalog.dependents().await.map_err(unread)? {
         if waits.wrapping_key == name {
@@ -183,7 +190,11 @@ async fn compare(engine: &Engine, report: &mut RetireReport, seen: &Seen) -> Res
                 "the catalogue knows message {} there, wrapped by {:?}, and the listing does not show it",
                 entry.message_id, entry.wrapping_key
             );
-            report.refuse("hidden", subject(&entry.bucket, &entry.key, entry.version_id.as_deref()), why);
+            report.refuse(
+                "hidden",
+                subject(&entry.bucket, &entry.key, entry.version_id.as_deref()),
+                why,
+            );
         }
     }
 }

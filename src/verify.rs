@@ -79,15 +79,15 @@ pub async fn recipient(
         let last = visible.len().saturating_sub(1);
         for (i, key) in visible.into_iter().enumerate() {
             // A sample is never empty where there is something.
-            let only = i == last
-                && sum.checked == 0
-                && picked.is_empty()
-                && page.continuation.is_none();
+            let only =
+                i == last && sum.checked == 0 && picked.is_empty() && page.continuation.is_none();
             if only || chance(share) {
                 picked.push(Place::new(&request.bucket, key));
             }
         }
-        let checks = picked.into_iter().map(|place| check(engine, place, &wanted));
+        let checks = picked
+            .into_iter()
+            .map(|place| check(engine, place, &wanted));
         let mut found = stream::iter(checks).buffer_unordered(AT_ONCE);
         while let Some((place, verdict)) = found.next().await {
             sum.checked += 1;

@@ -63,7 +63,11 @@ pub(super) async fn retire(
     let permit = permit(app)?;
     let around = Around {
         buckets: app.policy.current().buckets(),
-        writers: app.writers.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        writers: app
+            .writers
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone(),
     };
     let (app, actor) = (Arc::clone(app), peer.actor());
     Ok(lines::answer(move |out| async move {
@@ -153,7 +157,11 @@ pub(super) struct Needless(std::sync::Mutex<HashMap<String, Instant>>);
 
 impl App {
     fn remember_needless(&self, report: &RetireReport) {
-        let mut known = self.needless.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .needless
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         known.remove(&report.key);
         if report.may_retire {
             known.insert(report.key.clone(), Instant::now());
@@ -161,8 +169,14 @@ impl App {
     }
 
     fn was_needless(&self, name: &str) -> bool {
-        let mut known = self.needless.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.remove(name).is_some_and(|at| at.elapsed() < REMEMBERED)
+        let mut known = self
+            .needless
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        known
+            .remove(name)
+            .is_some_and(|at| at.elapsed() < REMEMBERED)
     }
 }
 

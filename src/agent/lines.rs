@@ -40,7 +40,11 @@ where
 
 fn frame(line: &impl Serialize) -> Result<Frame<Bytes>, Error> {
     let mut bytes = serde_json::to_vec(line).map_err(|error| {
-        Error::new(crate::api::ErrorKind::Internal, "a line could not be written").log(error)
+        Error::new(
+            crate::api::ErrorKind::Internal,
+            "a line could not be written",
+        )
+        .log(error)
     })?;
     bytes.push(b'\n');
     Ok(Frame::data(bytes.into()))

@@ -243,8 +243,8 @@ async fn route(
         (
             _,
             "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/import"
-            | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test" | "/v1/metrics"
-            | "/v1/verify" | "/v1/catalog" | "/v1/rewrap",
+            | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test"
+            | "/v1/metrics" | "/v1/verify" | "/v1/catalog" | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
         (_, "/v1/uploads") => {
             admin().map_err(refused)?;

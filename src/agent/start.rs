@@ -126,8 +126,8 @@ fn run() -> Result<(), Error> {
         let control = control.into_async().map_err(fatal("the control channel"))?;
         let (audit, unended) = Audit::start(audit::settings(&config), identity.clone(), start)
             .map_err(fatal("the audit log's writer"))?;
-        let public_keys = parsed(&public_keys)
-            .map_err(|why| Error::new(ErrorKind::Misconfigured, why))?;
+        let public_keys =
+            parsed(&public_keys).map_err(|why| Error::new(ErrorKind::Misconfigured, why))?;
         let server = Server::build(
             config,
             &principals,
@@ -446,7 +446,11 @@ impl Server {
         self.app
             .policy
             .replace(Policy::new(&config, principals, own_uid()));
-        let mut writers = self.app.writers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut writers = self
+            .app
+            .writers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         writers.clone_from(&config.writers);
         drop(writers);
         let fixed = |c: &Config| {

@@ -90,7 +90,8 @@ impl Counter {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         if ui.shows_progress() {
             // A constant; were it wrong, the default style would do.
-            if let Ok(style) = ProgressStyle::with_template("{msg} {spinner} {pos} {per_sec} {elapsed}")
+            if let Ok(style) =
+                ProgressStyle::with_template("{msg} {spinner} {pos} {per_sec} {elapsed}")
             {
                 bar.set_style(style);
             }

@@ -53,7 +53,12 @@ pub(super) async fn run(ui: &Ui, args: VerifyArgs) -> Result<(), Failure> {
                     ui.json(&object)?;
                 } else {
                     let place = format!("s3://{}/{}", object.bucket, object.key);
-                    let text = format!("{}: {}: {}", object.result, shown(&place), shown(&object.detail));
+                    let text = format!(
+                        "{}: {}: {}",
+                        object.result,
+                        shown(&place),
+                        shown(&object.detail)
+                    );
                     bar.print(|| ui.line(&text))?;
                 }
             }
@@ -63,7 +68,10 @@ pub(super) async fn run(ui: &Ui, args: VerifyArgs) -> Result<(), Failure> {
     }
     bar.finish();
     let Some(sum) = summary else {
-        return Err(Failure::new(1, format!("{what}: the agent's answer broke off")));
+        return Err(Failure::new(
+            1,
+            format!("{what}: the agent's answer broke off"),
+        ));
     };
     conclude(ui, &args.place, &sum)
 }

@@ -61,7 +61,10 @@ impl<T: DeserializeOwned> Lines<T> {
                 };
             }
             if self.buffer.len() > MAX_LINE {
-                return Err(Error::new(ErrorKind::Internal, "the agent's line has no end"));
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "the agent's line has no end",
+                ));
             }
             match self.body.frame().await {
                 Some(Ok(frame)) => {

@@ -46,9 +46,7 @@ pub(super) struct File {
 impl File {
     /// The first setting that the grammar has and this release does not.
     pub(super) fn unimplemented(&self) -> Option<String> {
-        let tables = [
-            ("[[bucket_alias]]", self.bucket_alias.is_some()),
-        ];
+        let tables = [("[[bucket_alias]]", self.bucket_alias.is_some())];
         let found = tables.iter().find(|(_, set)| *set);
         found.map(|(name, _)| (*name).to_owned())
     }

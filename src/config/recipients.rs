@@ -96,7 +96,10 @@ impl Recipients {
         }
         if all.len() > MAX_RECIPIENTS {
             return err(
-                format!("{} recipients; a header has room for {MAX_RECIPIENTS}", all.len()),
+                format!(
+                    "{} recipients; a header has room for {MAX_RECIPIENTS}",
+                    all.len()
+                ),
                 "remove some",
             );
         }
@@ -162,10 +165,12 @@ impl Recipients {
 
     /// The files with RSA recipients' public keys, in their order.
     pub fn public_keys(&self) -> impl Iterator<Item = (&Recipient, &PathBuf)> {
-        self.all.iter().filter_map(|recipient| match &recipient.holder {
-            Holder::Rsa(path) => Some((recipient, path)),
-            Holder::Ring(_) => None,
-        })
+        self.all
+            .iter()
+            .filter_map(|recipient| match &recipient.holder {
+                Holder::Rsa(path) => Some((recipient, path)),
+                Holder::Ring(_) => None,
+            })
     }
 }
 
@@ -224,7 +229,10 @@ fn validated(recipient: grammar::Recipient, keys: &[Key]) -> Result<Recipient, F
                 );
             }
             if !path.is_absolute() {
-                return fault("its public_key is not an absolute path", "write the whole path");
+                return fault(
+                    "its public_key is not an absolute path",
+                    "write the whole path",
+                );
             }
             Ok(Recipient {
                 name,
@@ -291,7 +299,10 @@ mod tests {
 
     fn required(text: &str) -> Vec<String> {
         let all = parse(text).unwrap().recipients.all;
-        all.into_iter().filter(|r| r.required).map(|r| r.name).collect()
+        all.into_iter()
+            .filter(|r| r.required)
+            .map(|r| r.name)
+            .collect()
     }
 
     #[test]
@@ -300,9 +311,19 @@ mod tests {
         let config = parse(&both).unwrap();
         // Keys in tokens come first, whatever the file's order.
         assert_eq!(required(&both), ["dr-1", "escrow"]);
-        assert_eq!(config.default_ring(), Some("k"), "a recipient's ring is no choice");
-        assert_eq!(required(&format!("{both}[recipients]\nrequired=['escrow']\n")), ["escrow"]);
-        assert_eq!(required(&format!("{both}[recipients]\nrequired=['dr']\n")), ["dr-1"]);
+        assert_eq!(
+            config.default_ring(),
+            Some("k"),
+            "a recipient's ring is no choice"
+        );
+        assert_eq!(
+            required(&format!("{both}[recipients]\nrequired=['escrow']\n")),
+            ["escrow"]
+        );
+        assert_eq!(
+            required(&format!("{both}[recipients]\nrequired=['dr']\n")),
+            ["dr-1"]
+        );
         assert!(required(&format!("{both}[recipients]\nmin=2\n")).is_empty());
         assert!(required(&format!("{both}[recipients]\nrequired=[]\n")).is_empty());
         // Without a [[recipient]] of its own.
@@ -316,11 +337,20 @@ mod tests {
             (format!("{DR}[recipients]\nmin=3\n"), "2 holders"),
             (format!("{DR}[recipients]\nmin=0\n"), "min is 0"),
             (format!("{DR}{DR}"), "named twice"),
-            ("[[recipient]]\nkind='key'\nkey='x'\n".to_owned(), "no [[key]]"),
-            ("[[recipient]]\nkind='rsa-oaep'\nname='e'\nkey='k'\n".to_owned(), "public_key"),
+            (
+                "[[recipient]]\nkind='key'\nkey='x'\n".to_owned(),
+                "no [[key]]",
+            ),
+            (
+                "[[recipient]]\nkind='rsa-oaep'\nname='e'\nkey='k'\n".to_owned(),
+                "public_key",
+            ),
             (RSA.replace("/e.pem", "e.pem"), "absolute"),
             (RSA.replace("escrow", "k"), "same name"),
-            ("[[writer]]\nname='b'\ncatalogue='s3://b'\n".to_owned(), "BUCKET/KEY"),
+            (
+                "[[writer]]\nname='b'\ncatalogue='s3://b'\n".to_owned(),
+                "BUCKET/KEY",
+            ),
         ] {
             let error = parse(&text).unwrap_err();
             assert!(error.message.contains(words), "{words}: {}", error.message);
@@ -330,9 +360,19 @@ mod tests {
     #[test]
     fn rule_20_a_write_only_host_has_rsa_recipients_alone() {
         let only = "[recipients]\nwrite_only=true\n";
-        assert!(parse(&format!("{RSA}{only}")).unwrap().recipients.write_only);
+        assert!(
+            parse(&format!("{RSA}{only}"))
+                .unwrap()
+                .recipients
+                .write_only
+        );
         let error = parse(&format!("{RSA}{DR}{only}")).unwrap_err();
         assert!(error.message.contains("could open again"), "{error}");
-        assert!(parse(only).unwrap_err().message.contains("nobody could ever read"));
+        assert!(
+            parse(only)
+                .unwrap_err()
+                .message
+                .contains("nobody could ever read")
+        );
     }
 }

@@ -101,13 +101,16 @@ impl Keyring {
             && count.is_low()
             && key.successor.is_none()
         {
-            info.warnings.push("nine tenths of its wraps are used: rotate".to_owned());
+            info.warnings
+                .push("nine tenths of its wraps are used: rotate".to_owned());
         }
         let Some(birth) = self.births.of(&key.name) else {
             return;
         };
         let at = i64::try_from(birth).unwrap_or(i64::MAX);
-        info.first_used = Timestamp::from_millisecond(at).ok().map(|at| at.to_string());
+        info.first_used = Timestamp::from_millisecond(at)
+            .ok()
+            .map(|at| at.to_string());
         let age = Period::new(birth, Duration::ZERO).age;
         info.age_days = Some(age / DAY);
         let Some(period) = key.cryptoperiod else {

@@ -110,7 +110,11 @@ impl Keyring {
                     edks.push(edk);
                 }
                 Err(error) => {
-                    tracing::warn!(recipient = part.name, why = error.detail, "stored without it");
+                    tracing::warn!(
+                        recipient = part.name,
+                        why = error.detail,
+                        "stored without it"
+                    );
                     held.missing.push(part.name.clone());
                     lacking.get_or_insert(part.error(error));
                 }
@@ -349,9 +353,9 @@ async fn wrap_by(key: &str, holders: &Holders, draft: &Draft, aad: &[u8]) -> Out
 }
 
 fn wrap_to(name: &str, key: &PublicKey, draft: &Draft) -> Outcome {
-    let wrapped = key.wrap(draft.data_key()).map_err(|why| {
-        Error::new(ErrorKind::Internal, "its RSA key cannot encrypt").log(why)
-    })?;
+    let wrapped = key
+        .wrap(draft.data_key())
+        .map_err(|why| Error::new(ErrorKind::Internal, "its RSA key cannot encrypt").log(why))?;
     Edk::raw_rsa(name, &wrapped).map_err(|e| message_error(&e))
 }
 
@@ -372,7 +376,10 @@ fn not_open(live: &Live, key: &Key) -> Error {
         let status = token.status();
         let mut keys = token.keys().into_iter();
         let own = keys.find(|state| state.spec.name == key.name);
-        (status.health, own.and_then(|state| state.problem).or(status.detail))
+        (
+            status.health,
+            own.and_then(|state| state.problem).or(status.detail),
+        )
     });
     let kind = match health.as_str() {
         "locked" => ErrorKind::TokenLocked,
@@ -392,8 +399,12 @@ fn not_open(live: &Live, key: &Key) -> Error {
 
 /// No encrypted data key of the message is one that this agent tries.
 pub(super) fn none_at_hand(header: &Header) -> Error {
-    let ours = header.edks().iter().filter(|edk| edk.provider_id() == NAMESPACE);
-    let only_rsa = ours.clone().next().is_some() && ours.clone().all(|edk| edk.raw_rsa_parts().is_some());
+    let ours = header
+        .edks()
+        .iter()
+        .filter(|edk| edk.provider_id() == NAMESPACE);
+    let only_rsa =
+        ours.clone().next().is_some() && ours.clone().all(|edk| edk.raw_rsa_parts().is_some());
     let names = names(header);
     if only_rsa {
         return Error::new(

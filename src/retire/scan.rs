@@ -146,7 +146,10 @@ async fn header_of(
         Err(error) if error.kind == ErrorKind::Archived => error,
         read => return read,
     };
-    let head = engine.store.head(place, version.version_id.as_deref()).await;
+    let head = engine
+        .store
+        .head(place, version.version_id.as_deref())
+        .await;
     let head = head.map_err(|error| crate::fault::store_error(&error))?;
     let mut metadata = head.metadata.into_iter();
     let encoded = metadata.find(|(name, _)| name == METADATA_HEADER);
@@ -202,7 +205,9 @@ async fn slotted(
     let mut found = HashSet::new();
     let mut continuation = None;
     loop {
-        let page = engine.store.list(bucket, prefix, None, continuation.as_deref(), PAGE);
+        let page = engine
+            .store
+            .list(bucket, prefix, None, continuation.as_deref(), PAGE);
         let page = page.await?;
         for object in page.objects {
             let name = object.key.strip_prefix(prefix.as_str()).unwrap_or_default();
@@ -210,7 +215,9 @@ async fn slotted(
                 continue;
             };
             // The first one has the key's name alone, further ones a number.
-            let more = holder.strip_prefix(key).and_then(|rest| rest.strip_prefix('.'));
+            let more = holder
+                .strip_prefix(key)
+                .and_then(|rest| rest.strip_prefix('.'));
             let number = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
             if holder == key || more.is_some_and(number) {
                 found.insert(id.to_owned());
@@ -239,7 +246,10 @@ async fn slot_opens(
             return Ok(Some(key.name));
         }
         if let Some(error) = search.away() {
-            why.push(format!("the keyslot of {:?} cannot be looked at: {}", key.name, error.detail));
+            why.push(format!(
+                "the keyslot of {:?} cannot be looked at: {}",
+                key.name, error.detail
+            ));
         } else if let Some((name, fault)) = slots.bad.first() {
             why.push(format!("the keyslot {name} does not open it: {fault}"));
         }

@@ -41,7 +41,16 @@ fn two_sites() -> Hsm {
     fs::write(hsm.config_path(), text).unwrap();
     let mut command = hsm.command();
     command
-        .args(["key", "generate", DR, "--token", SITE, "--socket", "/nonexistent", "--config"])
+        .args([
+            "key",
+            "generate",
+            DR,
+            "--token",
+            SITE,
+            "--socket",
+            "/nonexistent",
+            "--config",
+        ])
         .arg(hsm.config_path());
     run(&mut command, b"").ok();
     hsm
@@ -53,7 +62,10 @@ fn site_pin(hsm: &Hsm) -> PathBuf {
 
 /// An RSA key pair: private and public half, PEM.
 fn rsa_pair(dir: &Path, name: &str, bits: u32) -> (PathBuf, PathBuf) {
-    let (private, public) = (dir.join(format!("{name}.key")), dir.join(format!("{name}.pem")));
+    let (private, public) = (
+        dir.join(format!("{name}.key")),
+        dir.join(format!("{name}.pem")),
+    );
     let mut command = Command::new("openssl");
     let bits = format!("rsa_keygen_bits:{bits}");
     command.args(["genpkey", "-algorithm", "RSA", "-pkeyopt", &bits, "-out"]);
@@ -105,7 +117,11 @@ fn pid_of(agent: &Agent, token: &str) -> u32 {
 
 /// Makes a token's PIN a wrong one, which its next worker finds.
 fn lock(agent: &Agent, hsm: &Hsm, token: &str) {
-    let pin = if token == TOKEN { hsm.pin_file() } else { site_pin(hsm) };
+    let pin = if token == TOKEN {
+        hsm.pin_file()
+    } else {
+        site_pin(hsm)
+    };
     hsm.write_pin(&pin, "not the PIN");
     support::process::signal(pid_of(agent, token), rustix::process::Signal::KILL);
     await_token(agent, token, "locked");

@@ -39,7 +39,12 @@ fn opens(message: &[u8], private: &Path) {
     let mut rsa = header.edks().iter().filter_map(|edk| edk.raw_rsa_parts());
     let mut command = Command::new("openssl");
     command.args(["pkeyutl", "-decrypt", "-inkey"]).arg(private);
-    command.args(["-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha256"]);
+    command.args([
+        "-pkeyopt",
+        "rsa_padding_mode:oaep",
+        "-pkeyopt",
+        "rsa_oaep_md:sha256",
+    ]);
     command.args(["-pkeyopt", "rsa_mgf1_md:sha256"]);
     let opened = run(&mut command, rsa.next().unwrap().ciphertext).ok();
     let secret = Secret32::from_slice(&opened.stdout).unwrap();
@@ -48,7 +53,12 @@ fn opens(message: &[u8], private: &Path) {
 }
 
 fn put(agent: &Agent, bucket: &str, name: &str) -> super::support::Reply {
-    agent.http("PUT", &format!("/v1/objects/{bucket}/{name}"), &[], name.as_bytes())
+    agent.http(
+        "PUT",
+        &format!("/v1/objects/{bucket}/{name}"),
+        &[],
+        name.as_bytes(),
+    )
 }
 
 fn get(agent: &Agent, bucket: &str, name: &str) -> super::support::Reply {
@@ -79,7 +89,11 @@ fn rule_21_every_recipient_holds_the_data_key_and_each_can_open_it() {
     assert!(key(&agent, DR).wraps_used > 0);
     let path = format!("/v1/objects/{bucket}/a?inspect");
     let found: Inspection = agent.http("GET", &path, &[], b"").parse();
-    let told: Vec<_> = found.encrypted_data_keys.iter().map(|k| k.holder.as_str()).collect();
+    let told: Vec<_> = found
+        .encrypted_data_keys
+        .iter()
+        .map(|k| k.holder.as_str())
+        .collect();
     assert_eq!(told[..2], ["token primary", "token site"]);
     assert!(told[2].contains("private key"), "{told:?}");
 
@@ -106,7 +120,11 @@ fn a_required_recipient_that_is_away_stops_puts_and_names_itself() {
     put(&agent, &bucket, "a").fails("token-locked", &["recipient \"dr\"", "\"dr-1\""]);
     let ready = agent.http("GET", "/v1/ready", &[], b"");
     assert_eq!(ready.status, 503);
-    assert!(ready.text().contains("recipient \\\"dr\\\""), "{}", ready.text());
+    assert!(
+        ready.text().contains("recipient \\\"dr\\\""),
+        "{}",
+        ready.text()
+    );
     assert!(weed.raw_get(&bucket, "a").is_none());
     // Reads need it not.
     assert_eq!(get(&agent, &bucket, "before").body, b"before");
@@ -120,7 +138,10 @@ fn a_required_recipient_that_is_away_stops_puts_and_names_itself() {
     assert_eq!(receipt.missing_recipients, ["dr"]);
     let last = records(&agent, &["\"event\":\"put\"", "\"phase\":\"end\""]);
     assert_eq!(last.last().unwrap()["missing"], serde_json::json!(["dr"]));
-    assert_eq!(holders(&weed.raw_get(&bucket, "b").unwrap()), ["aes archive"]);
+    assert_eq!(
+        holders(&weed.raw_get(&bucket, "b").unwrap()),
+        ["aes archive"]
+    );
     assert_eq!(agent.try_status().unwrap().health, "degraded");
 
     // A number of holders: the ring's own key is one of them.
@@ -161,7 +182,10 @@ fn a_recipient_costs_one_round_trip_more_or_less_and_not_the_sum() {
     shim.clear();
     assert!(both.as_millis() >= 600, "{both:?}");
     // One after the other would be 1,200 ms beyond the rest of a put.
-    assert!(both < fast + std::time::Duration::from_millis(1100), "{fast:?} {both:?}");
+    assert!(
+        both < fast + std::time::Duration::from_millis(1100),
+        "{fast:?} {both:?}"
+    );
 }
 
 #[test]
@@ -201,7 +225,10 @@ fn rule_20_a_write_only_host_cannot_open_what_it_stores() {
     let log = agent.log();
     assert!(log.contains("3072 bits"), "a short key is warned of");
     let doctor = agent.cli(["doctor"]).text();
-    assert!(doctor.contains("recipient escrow: RSA, 2048 bits") && doctor.contains("3072 bits"), "{doctor}");
+    assert!(
+        doctor.contains("recipient escrow: RSA, 2048 bits") && doctor.contains("3072 bits"),
+        "{doctor}"
+    );
 }
 
 #[test]
@@ -210,7 +237,9 @@ fn rule_24_the_confined_server_takes_a_new_public_key_by_reload() {
     let (_, first) = rsa_pair(hsm.dir(), "first", 2048);
     let (private, second) = rsa_pair(hsm.dir(), "second", 2048);
     let bucket = weed.bucket("new-public-key");
-    let agent = Agent::start(&hsm, weed, |config| add(config, &rsa_recipient("escrow", &first)));
+    let agent = Agent::start(&hsm, weed, |config| {
+        add(config, &rsa_recipient("escrow", &first))
+    });
     stored(&agent, &bucket, "a");
     // The same path with another key, as a key is exchanged in place.
     fs::copy(&second, &first).unwrap();

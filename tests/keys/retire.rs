@@ -11,7 +11,10 @@ fn retire(agent: &Agent, more: &[&str]) -> (Option<i32>, RetireReport) {
     let args = [&["--json", "key", "retire", KEY][..], more].concat();
     let run = agent.cli(args);
     let text = String::from_utf8_lossy(&run.stdout).into_owned();
-    let report = text.lines().next().unwrap_or_else(|| panic!("{}", run.text()));
+    let report = text
+        .lines()
+        .next()
+        .unwrap_or_else(|| panic!("{}", run.text()));
     (run.code, serde_json::from_str(report).unwrap())
 }
 
@@ -21,7 +24,11 @@ fn refused(agent: &Agent, kind: &str, subject: &str) {
     let (code, report) = retire(agent, &[]);
     assert_eq!(code, Some(1));
     assert!(!report.may_retire);
-    let told: Vec<_> = report.reasons.iter().map(|r| (r.kind.as_str(), r.subject.as_str())).collect();
+    let told: Vec<_> = report
+        .reasons
+        .iter()
+        .map(|r| (r.kind.as_str(), r.subject.as_str()))
+        .collect();
     assert_eq!(report.total_reasons, 1, "{told:?}");
     assert!(told[0].0 == kind && told[0].1.contains(subject), "{told:?}");
     assert_ne!(key(agent, KEY).usage, "disabled");
@@ -83,14 +90,34 @@ fn rule_11_a_key_is_retired_only_when_nothing_is_left_that_it_alone_opens() {
     // 0. In use.
     let (code, report) = retire(&agent, &[]);
     assert_eq!(code, Some(1));
-    assert!(report.reasons.iter().any(|r| r.kind == "in-use" && r.why.contains("rotate it first")));
-    agent.cli(["key", "rotate", "archive", "--name", "archive-b", "--token", "primary"]).ok();
+    assert!(
+        report
+            .reasons
+            .iter()
+            .any(|r| r.kind == "in-use" && r.why.contains("rotate it first"))
+    );
+    agent
+        .cli([
+            "key",
+            "rotate",
+            "archive",
+            "--name",
+            "archive-b",
+            "--token",
+            "primary",
+        ])
+        .ok();
 
     // 1. A noncurrent version.
     assert_eq!(put(&agent, b"two").wrapping_key, "archive-b");
     refused(&agent, "only-key", "noncurrent version ");
     let version = old.version_id.unwrap();
-    let gone = agent.http("DELETE", &format!("{target}?version_id={version}"), &[], b"");
+    let gone = agent.http(
+        "DELETE",
+        &format!("{target}?version_id={version}"),
+        &[],
+        b"",
+    );
     assert_eq!(gone.status, 204);
     assert_eq!(retire(&agent, &["--dry-run"]).0, Some(0));
 
@@ -106,12 +133,19 @@ fn rule_11_a_key_is_retired_only_when_nothing_is_left_that_it_alone_opens() {
     // 4. Another named writer.
     let mut other = Agent::start(&hsm, weed, |_| {});
     await_token(&other, SITE, "ready");
-    let theirs = other.http("PUT", &format!("/v1/objects/{bucket}/theirs"), &by_ring, b"theirs");
+    let theirs = other.http(
+        "PUT",
+        &format!("/v1/objects/{bucket}/theirs"),
+        &by_ring,
+        b"theirs",
+    );
     assert_eq!(theirs.status, 201);
     let export = |other: &Agent| {
         let bytes = other.cli(["catalog", "export", "-"]).ok().stdout;
         let url = format!("s3://{exports}/host-b");
-        other.cli_in(["put", "-", &url, "--key", "dr-1"], &bytes).ok();
+        other
+            .cli_in(["put", "-", &url, "--key", "dr-1"], &bytes)
+            .ok();
         bytes
     };
     let writer = format!("[[writer]]\nname = \"host-b\"\ncatalogue = \"s3://{exports}/host-b\"\n");
@@ -123,8 +157,24 @@ fn rule_11_a_key_is_retired_only_when_nothing_is_left_that_it_alone_opens() {
     assert_eq!(kinds, ["writer", "only-key"], "{:?}", report.reasons);
     export(&other);
     let (_, report) = retire(&agent, &[]);
-    assert!(report.reasons.iter().any(|r| r.kind == "writer" && r.why.contains("wraps under this key")));
-    other.cli(["key", "rotate", "archive", "--name", "archive-b", "--existing", "--token", "primary"]).ok();
+    assert!(
+        report
+            .reasons
+            .iter()
+            .any(|r| r.kind == "writer" && r.why.contains("wraps under this key"))
+    );
+    other
+        .cli([
+            "key",
+            "rotate",
+            "archive",
+            "--name",
+            "archive-b",
+            "--existing",
+            "--token",
+            "primary",
+        ])
+        .ok();
     let done = other.http("DELETE", &format!("/v1/objects/{bucket}/theirs"), &[], b"");
     assert_eq!(done.status, 204);
     export(&other);
@@ -139,15 +189,26 @@ fn rule_11_a_key_is_retired_only_when_nothing_is_left_that_it_alone_opens() {
     let url = format!("s3://{exports}/host-b");
     other.cli_in(["put", "-", &url, "--key", "dr-1"], cut).ok();
     refused(&agent, "writer", "host-b");
-    other.cli_in(["put", "-", &url, "--key", "dr-1"], &whole).ok();
+    other
+        .cli_in(["put", "-", &url, "--key", "dr-1"], &whole)
+        .ok();
     std::thread::sleep(Duration::from_secs(2));
     let (code, report) = retire(&agent, &["--max-age", "1s", "--dry-run"]);
     assert_eq!(code, Some(1));
-    assert!(report.reasons[0].why.contains("later uses"), "{:?}", report.reasons);
+    assert!(
+        report.reasons[0].why.contains("later uses"),
+        "{:?}",
+        report.reasons
+    );
     other.stop();
 
     // 5. A listing that hides what the catalogue knows.
-    let hidden = agent.http("PUT", &format!("/v1/objects/{bucket}/hidden"), &by_ring, b"x");
+    let hidden = agent.http(
+        "PUT",
+        &format!("/v1/objects/{bucket}/hidden"),
+        &by_ring,
+        b"x",
+    );
     let receipt: Receipt = hidden.parse();
     weed.raw_delete_version(&bucket, "hidden", receipt.version_id.as_deref().unwrap());
     refused(&agent, "hidden", "hidden");
@@ -174,13 +235,25 @@ fn rule_11_a_key_is_retired_only_when_nothing_is_left_that_it_alone_opens() {
     let life = |name: &str| -> Vec<String> {
         let key = keys.iter().find(|key| key["name"] == name).unwrap();
         let life = key["life"].as_array().unwrap().iter();
-        life.map(|event| event["state"].as_str().unwrap().to_owned()).collect()
+        life.map(|event| event["state"].as_str().unwrap().to_owned())
+            .collect()
     };
     let old = life(KEY);
-    for state in ["decrypt", "retirement-refused", "needless", "disabled", "retired"] {
+    for state in [
+        "decrypt",
+        "retirement-refused",
+        "needless",
+        "disabled",
+        "retired",
+    ] {
         assert!(old.iter().any(|known| known == state), "{state}: {old:?}");
     }
-    assert!(old.iter().filter(|state| *state == "retirement-refused").count() >= 5);
+    assert!(
+        old.iter()
+            .filter(|state| *state == "retirement-refused")
+            .count()
+            >= 5
+    );
     let new = life("archive-b");
     assert_eq!(new[..2], ["generated", "rotated"], "{new:?}");
 }

@@ -43,10 +43,14 @@ fn a_key_is_rotated_under_load_without_a_failed_request_and_without_a_grant_edit
             });
         }
         for new in ["archive-b", "archive-c"] {
-            let asked = agent.cli(["--json", "key", "rotate", "archive", "--name", new]).ok();
+            let asked = agent
+                .cli(["--json", "key", "rotate", "archive", "--name", new])
+                .ok();
             assert_eq!(asked.json()["use"], "active", "{}", asked.text());
             let until = count.load(Ordering::Relaxed) + 6;
-            let more = eventually(NOTICED, || (count.load(Ordering::Relaxed) >= until).then_some(()));
+            let more = eventually(NOTICED, || {
+                (count.load(Ordering::Relaxed) >= until).then_some(())
+            });
             assert!(more.is_some());
         }
         over.store(true, Ordering::Relaxed);
@@ -57,15 +61,24 @@ fn a_key_is_rotated_under_load_without_a_failed_request_and_without_a_grant_edit
     assert!(text.contains("[[grant]] # untouched"), "{text}");
     assert_eq!(key(&agent, KEY).usage, "decrypt");
     let shown = detail(&agent, "archive-c");
-    assert!(shown.objects >= 1 && shown.info.first_used.is_some(), "{shown:?}");
+    assert!(
+        shown.objects >= 1 && shown.info.first_used.is_some(),
+        "{shown:?}"
+    );
     let shown = agent.cli(["key", "show", KEY]).ok().text();
-    assert!(shown.contains("depend on it") && shown.contains("CKA_EXTRACTABLE"), "{shown}");
+    assert!(
+        shown.contains("depend on it") && shown.contains("CKA_EXTRACTABLE"),
+        "{shown}"
+    );
     // The records tell of each key's birth and of who follows whom.
     let told = |state: &str| {
         let state = format!("\"state\":{state:?}");
         records(&agent, &["\"event\":\"key\"", &state]).len()
     };
-    assert_eq!((told("generated"), told("rotated"), told("decrypt")), (2, 2, 2));
+    assert_eq!(
+        (told("generated"), told("rotated"), told("decrypt")),
+        (2, 2, 2)
+    );
 }
 
 #[test]
@@ -79,7 +92,9 @@ fn what_does_not_work_out_is_undone() {
 
     // No key was made.
     shim.plan(&Plan::default().with(C_GenerateKey, 1, Some(1), Action::Return(0x13)));
-    agent.cli(["key", "rotate", "archive", "--name", "b"]).fails(75, &["cannot generate"]);
+    agent
+        .cli(["key", "rotate", "archive", "--name", "b"])
+        .fails(75, &["cannot generate"]);
     shim.clear();
     same();
     // It is not in the token that another host is said to have put it in.
@@ -97,7 +112,9 @@ fn what_does_not_work_out_is_undone() {
     refused.fails(75, &["state_dir", "is as it was", "label \"d\""]);
     assert_eq!(fs::read_to_string(agent.config_path()).unwrap(), changed);
     assert_eq!(stored(&agent, &bucket, "y").wrapping_key, KEY);
-    agent.cli(["key", "rotate", "nothing"]).fails(66, &["configured rings: archive"]);
+    agent
+        .cli(["key", "rotate", "nothing"])
+        .fails(66, &["configured rings: archive"]);
 }
 
 #[test]
@@ -106,9 +123,20 @@ fn a_fleet_stages_the_key_everywhere_and_activates_it_afterwards() {
     let bucket = weed.bucket("fleet");
     let one = Agent::start(&hsm, weed, |_| {});
     let other = Agent::start(&hsm, weed, |_| {});
-    one.cli(["key", "rotate", "archive", "--name", "next", "--stage"]).ok();
+    one.cli(["key", "rotate", "archive", "--name", "next", "--stage"])
+        .ok();
     assert_eq!(stored(&one, &bucket, "a").wrapping_key, KEY);
-    other.cli(["key", "rotate", "archive", "--name", "next", "--stage", "--existing"]).ok();
+    other
+        .cli([
+            "key",
+            "rotate",
+            "archive",
+            "--name",
+            "next",
+            "--stage",
+            "--existing",
+        ])
+        .ok();
     one.cli(["key", "rotate", "archive", "--activate"]).ok();
     assert_eq!(stored(&one, &bucket, "b").wrapping_key, "next");
     // The host that has not gone so far yet reads it, and wraps as before.
@@ -116,7 +144,8 @@ fn a_fleet_stages_the_key_everywhere_and_activates_it_afterwards() {
     assert_eq!(stored(&other, &bucket, "c").wrapping_key, KEY);
     other.cli(["key", "rotate", "archive", "--activate"]).ok();
     assert_eq!(stored(&other, &bucket, "d").wrapping_key, "next");
-    one.cli(["key", "rotate", "archive", "--activate"]).fails(78, &["waits to be active"]);
+    one.cli(["key", "rotate", "archive", "--activate"])
+        .fails(78, &["waits to be active"]);
 }
 
 #[test]
@@ -126,13 +155,21 @@ fn a_disabled_key_neither_wraps_nor_opens() {
     let agent = Agent::start(&hsm, weed, |_| {});
     stored(&agent, &bucket, "a");
     // Nobody at a terminal could have been asked.
-    agent.cli(["key", "disable", KEY]).fails(2, &["--yes", "nothing can be stored"]);
+    agent
+        .cli(["key", "disable", KEY])
+        .fails(2, &["--yes", "nothing can be stored"]);
     assert_eq!(read(&agent, &bucket, "a").body, b"a");
     agent.cli(["key", "disable", KEY, "--yes"]).ok();
     read(&agent, &bucket, "a").fails("no-key", &[]);
     let put = agent.http("PUT", &format!("/v1/objects/{bucket}/b"), &[], b"b");
     put.fails("misconfigured", &["no wrapping key is active"]);
-    assert!(agent.cli(["key", "list"]).ok().text().contains("archive: disabled"));
+    assert!(
+        agent
+            .cli(["key", "list"])
+            .ok()
+            .text()
+            .contains("archive: disabled")
+    );
     let told = records(&agent, &["\"event\":\"key\"", "\"state\":\"disabled\""]);
     assert_eq!(told[0]["detail"], "was active");
 }
@@ -148,7 +185,10 @@ fn a_cryptoperiod_that_ends_is_warned_of_and_one_that_ended_is_in_the_evidence()
     stored(&agent, &bucket, "a");
     let over = eventually(NOTICED, || {
         let status = agent.try_status()?;
-        let warned = status.keys[0].warnings.iter().any(|w| w.contains("cryptoperiod ended"));
+        let warned = status.keys[0]
+            .warnings
+            .iter()
+            .any(|w| w.contains("cryptoperiod ended"));
         warned.then_some(())
     });
     assert!(over.is_some(), "{:#?}", agent.try_status());

@@ -87,7 +87,10 @@ impl Watch {
                 let before = self.rings.insert(key.ring.clone(), key.name.clone());
                 if let Some(before) = before.filter(|before| *before != key.name) {
                     let ring = &key.ring;
-                    tell("rotated", Some(format!("wraps for ring {ring} in place of {before}")));
+                    tell(
+                        "rotated",
+                        Some(format!("wraps for ring {ring} in place of {before}")),
+                    );
                 }
             }
             *former = now;

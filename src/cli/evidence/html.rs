@@ -4,7 +4,9 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::charts;
-use crate::api::{Answer, Evidence, EvidenceKey, EvidenceToken, LifeEvent, Listing, Outage, Report};
+use crate::api::{
+    Answer, Evidence, EvidenceKey, EvidenceToken, LifeEvent, Listing, Outage, Report,
+};
 
 const STYLE: &str = include_str!("style.css");
 

@@ -103,7 +103,9 @@ fn set_use(table: &mut Table, usage: &str, comment: Option<&str>) {
     let mut new = Value::from(usage);
     let old = table.get("use").and_then(Item::as_value);
     match (comment, old) {
-        (Some(comment), _) => *new.decor_mut() = toml_edit::Decor::new(" ", format!(" # {comment}")),
+        (Some(comment), _) => {
+            *new.decor_mut() = toml_edit::Decor::new(" ", format!(" # {comment}"))
+        }
         (None, Some(old)) => *new.decor_mut() = old.decor().clone(),
         (None, None) => {}
     }
@@ -138,7 +140,13 @@ mod tests {
     #[test]
     fn a_rotation_is_one_change_and_every_comment_stays() {
         let text = rotated(TEXT, &change(true)).unwrap();
-        for comment in ["# ours", "# the first", "# since 2024", "# policy", "# there"] {
+        for comment in [
+            "# ours",
+            "# the first",
+            "# since 2024",
+            "# policy",
+            "# there",
+        ] {
             assert!(text.contains(comment), "{comment}: {text}");
         }
         let config = Config::parse(&text, Path::new("x")).unwrap();
@@ -165,7 +173,10 @@ mod tests {
         let heir = TEXT.replace("ring = 'r'", "ring = 'r'\nsuccessor = 'new'");
         let text = rotated(&heir, &change(false)).unwrap();
         let text = disabled(&text, "new", "retired 2026-01-01").unwrap();
-        assert!(text.contains("use = \"disabled\" # retired 2026-01-01"), "{text}");
+        assert!(
+            text.contains("use = \"disabled\" # retired 2026-01-01"),
+            "{text}"
+        );
         Config::parse(&text, Path::new("x")).unwrap();
         assert!(disabled(&text, "nobody", "").is_err());
     }

@@ -69,22 +69,30 @@ pub(super) async fn disable(ui: &Ui, args: &DisableArgs) -> Result<(), Failure> 
     if ui.is_json() {
         return ui.json(&serde_json::json!({ "name": args.name, "use": "disabled" }));
     }
-    let agent = if running { "" } else { "; the agent was not running" };
+    let agent = if running {
+        ""
+    } else {
+        "; the agent was not running"
+    };
     ui.done(&format!("key {} is disabled: {then}{agent}", args.name))
 }
 
 fn no_such(config: &Config, name: &str) -> Failure {
     let known: Vec<&str> = config.keys.iter().map(|key| key.name.as_str()).collect();
-    Failure::new(NO_SUCH, format!("no wrapping key is configured as {name:?}"))
-        .hint(format!("configured: {}", known.join(", ")))
+    Failure::new(
+        NO_SUCH,
+        format!("no wrapping key is configured as {name:?}"),
+    )
+    .hint(format!("configured: {}", known.join(", ")))
 }
 
 /// Asks a person to type the key's name.
 fn confirm(name: &str, then: &str) -> Result<(), Failure> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
-        return Err(Failure::usage(format!("disabling {name}: {then}"))
-            .hint("add --yes if that is meant"));
+        return Err(
+            Failure::usage(format!("disabling {name}: {then}")).hint("add --yes if that is meant")
+        );
     }
     eprint!("{then}\ntype the key's name to disable it: ");
     let _ = std::io::stderr().flush();
@@ -92,7 +100,10 @@ fn confirm(name: &str, then: &str) -> Result<(), Failure> {
     let read = stdin.lock().read_line(&mut typed);
     match read {
         Ok(_) if typed.trim() == name => Ok(()),
-        _ => Err(Failure::new(FAILED, "that is not its name: nothing was changed")),
+        _ => Err(Failure::new(
+            FAILED,
+            "that is not its name: nothing was changed",
+        )),
     }
 }
 
@@ -127,7 +138,10 @@ pub(super) async fn run(ui: &Ui, args: RetireArgs) -> Result<(), Failure> {
     if args.dry_run {
         return Ok(());
     }
-    let comment = format!("retired {}: nothing was found that only this key opens", today());
+    let comment = format!(
+        "retired {}: nothing was found that only this key opens",
+        today()
+    );
     let edit = |text: &str| edits::disabled(text, &args.name, &comment);
     let change = Change::prepare_with(&path, edit)?;
     take_over(&client, &change, &path, None).await?;
@@ -155,7 +169,10 @@ async fn ask(ui: &Ui, client: &Client, request: &RetireRequest) -> Result<Retire
     }
     Err(Failure::new(
         FAILED,
-        format!("cannot retire {}: the agent's answer broke off", request.key),
+        format!(
+            "cannot retire {}: the agent's answer broke off",
+            request.key
+        ),
     ))
 }
 

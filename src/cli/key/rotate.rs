@@ -77,7 +77,11 @@ pub(super) async fn run(ui: &Ui, args: &RotateArgs) -> Result<(), Failure> {
         let told = client.keys().await.unwrap_or_default();
         return ui.json(told.iter().find(|key| key.name == name).unwrap_or(&info));
     }
-    let agent = if running { "" } else { "; the agent was not running" };
+    let agent = if running {
+        ""
+    } else {
+        "; the agent was not running"
+    };
     ui.done(&match args.stage {
         true => format!(
             "key {name} of ring {} opens from now on; once every host has it, `strongroom key rotate {} --activate`{agent}",
@@ -104,8 +108,11 @@ fn active<'a>(config: &'a Config, name: &str) -> Result<&'a Key, Failure> {
     Err(match of_ring.next() {
         Some(_) => Failure::new(FAILED, format!("no key of ring {ring:?} is active"))
             .hint("set use = \"active\" for one of its keys, and reload the agent"),
-        None => Failure::new(NO_SUCH, format!("no ring or wrapping key is configured as {name:?}"))
-            .hint(format!("configured rings: {}", known.join(", "))),
+        None => Failure::new(
+            NO_SUCH,
+            format!("no ring or wrapping key is configured as {name:?}"),
+        )
+        .hint(format!("configured rings: {}", known.join(", "))),
     })
 }
 
@@ -116,7 +123,12 @@ fn staged<'a>(config: &'a Config, old: &Key, name: Option<&str>) -> Result<&'a K
     let wanted = name.or(old.successor.as_deref());
     let behind = config.keys.iter().skip_while(|key| key.name != old.name);
     let mut found: Vec<&Key> = match wanted {
-        Some(name) => config.keys.iter().filter(|key| key.name == name).filter(waits).collect(),
+        Some(name) => config
+            .keys
+            .iter()
+            .filter(|key| key.name == name)
+            .filter(waits)
+            .collect(),
         None => behind.filter(waits).collect(),
     };
     match (found.pop(), found.len()) {
@@ -255,8 +267,10 @@ async fn works(client: &Client, name: &str) -> Result<(), Failure> {
         if Instant::now() >= deadline {
             let why = key.and_then(|key| key.problem.clone());
             let why = why.unwrap_or_else(|| "its token has not let it in".to_owned());
-            return Err(Failure::new(FAILED, format!("key {name:?} does not work: {why}"))
-                .hint("`strongroom doctor` looks at the token and the key"));
+            return Err(
+                Failure::new(FAILED, format!("key {name:?} does not work: {why}"))
+                    .hint("`strongroom doctor` looks at the token and the key"),
+            );
         }
         tokio::time::sleep(PAUSE).await;
     }
