@@ -17,7 +17,7 @@ use crate::confine;
 use crate::secret::Pin;
 
 /// Longest file with a component or a passphrase, in bytes.
-const MAX_FILE: u64 = 4096;
+const MAX_FILE: usize = 4096;
 /// Attempts at typing a component before the command gives up.
 const ATTEMPTS: usize = 3;
 /// `f_type` of file systems whose files are memory (statfs(2)).
@@ -113,9 +113,9 @@ pub(super) fn component_file(path: &Path) -> Result<Component, Failure> {
         )
         .hint("destroy that component, and make new ones; bring them by hand, by a pipe, or on a tmpfs"));
     }
-    let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 1));
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE + 1));
     file.by_ref()
-        .take(MAX_FILE + 1)
+        .take(MAX_FILE as u64 + 1)
         .read_to_end(&mut text)
         .map_err(|error| cannot(&error))?;
     let refused = |what: &str| Failure::new(FAILED, format!("{shown}: {what}"));

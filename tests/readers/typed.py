@@ -9,6 +9,10 @@ import json
 import os
 import pty
 import sys
+import termios
+import time
+
+HIDDEN = "component of"  # prompts that begin like this are answered unseen
 
 answers, command = json.loads(sys.argv[1]), sys.argv[2:]
 pid, terminal = pty.fork()
@@ -27,6 +31,9 @@ while True:
     while answers and answers[0][0].encode() in shown[at:]:
         prompt, answer = answers.pop(0)
         at = shown.index(prompt.encode(), at) + len(prompt)
+        # As a person is: slower than the command takes the echo away.
+        while prompt.startswith(HIDDEN) and termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.01)
         os.write(terminal, answer.encode() + b"\n")
 sys.stdout.buffer.write(shown)
 sys.stdout.flush()
