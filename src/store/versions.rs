@@ -146,7 +146,8 @@ impl Store {
 /// The newest version of a bucket that never had versions is asked for
 /// without an id: not every store takes `null` for one.
 fn asked_for(id: Option<&str>, is_latest: bool) -> Option<String> {
-    id.filter(|id| !id.is_empty() && !(is_latest && *id == NULL))
+    id.filter(|id| !id.is_empty())
+        .filter(|id| !is_latest || *id != NULL)
         .map(str::to_owned)
 }
 

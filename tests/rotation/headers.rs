@@ -28,15 +28,15 @@ fn open(wrapping: &[u8; 32], iv: &[u8; 12], ciphertext: &[u8], header: &Header) 
         .to_vec()
 }
 
-fn parse(bytes: &[u8]) -> Box<Header> {
+fn parse(bytes: &[u8]) -> Header {
     match Header::parse(bytes, Permit::default()) {
-        Ok(Parsed::Header(header)) => header,
+        Ok(Parsed::Header(header)) => *header,
         other => panic!("no header: {other:?}"),
     }
 }
 
 /// All headers that stand anywhere in a bucket: in objects, metadata, slot 0.
-fn headers(weed: &Weed, bucket: &str) -> Vec<Box<Header>> {
+fn headers(weed: &Weed, bucket: &str) -> Vec<Header> {
     let mut all = Vec::new();
     for version in weed.list_versions(bucket, "") {
         if version.delete_marker {
