@@ -166,7 +166,7 @@ pub async fn report(
     }
     let log = LogReport {
         anchored: around.anchored.min(log.size),
-        caveats: caveats(&log, &around),
+        caveats: [caveats(&log, &around), of_keys(&keys)].concat(),
         ..log
     };
     Ok(Report {
@@ -363,6 +363,19 @@ fn caveats(log: &LogReport, around: &Surroundings<'_>) -> Vec<String> {
         ));
     }
     caveats
+}
+
+/// What a compromised key leaves open, whatever was rotated (SECURITY rule 10).
+fn of_keys(keys: &[EvidenceKey]) -> Vec<String> {
+    let compromised = keys.iter().filter(|key| key.usage == "compromised");
+    compromised
+        .map(|key| {
+            format!(
+                "key {:?} is compromised: whoever has it can read what it wrapped; {} objects in the catalogue are still to be copied into new messages, and are read only as their receipts have them",
+                key.name, key.objects
+            )
+        })
+        .collect()
 }
 
 /// `strongroom/audit/HOST/ID` names the host.

@@ -72,6 +72,7 @@ pub async fn put(
     engine.check_reserved(&request.place)?;
     request.attributes.check().map_err(|e| store_error(&e))?;
     let key = wrapping_key(engine, request.ring.as_deref())?;
+    let in_use = key.as_ref().map(|key| engine.uses.begin(&key.name));
     if let Some(key) = &key {
         keyring::permitted(key, request.rings.as_deref())?;
     }
@@ -88,7 +89,6 @@ pub async fn put(
     let created = now_ms();
     let context = binding::context(&request.place, created, &request.context)?;
 
-    let in_use = key.as_ref().map(|key| engine.uses.begin(&key.name));
     let data_key = engine.keyring.fresh_data_key(key.as_ref()).await?;
     let mut draft = Draft::new(data_key, context, engine.settings.frame_length)
         .map_err(|e| message_error(&e))?;

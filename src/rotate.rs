@@ -318,8 +318,8 @@ impl Progress {
     async fn about(&self, options: &RewrapOptions, shard: Shard) -> Option<u64> {
         let catalog = &self.engine.catalog;
         let count = catalog.messages_under(&options.bucket, &options.prefix);
-        let count = count.await.ok()?;
-        (count > 0).then(|| count.div_ceil(u64::from(shard.of)))
+        let count = count.await.ok()??;
+        Some(count.div_ceil(u64::from(shard.of)))
     }
 
     async fn resume(&mut self) -> Result<bool, Error> {

@@ -49,6 +49,7 @@ pub(super) async fn show(app: &App, name: &str) -> Result<Response<Body>, Error>
 pub(super) async fn retire(
     app: &Arc<App>,
     peer: &Peer,
+    request_id: &str,
     request: RetireRequest,
 ) -> Result<Response<Body>, Error> {
     app.audit.check()?;
@@ -69,12 +70,12 @@ pub(super) async fn retire(
             .unwrap_or_else(PoisonError::into_inner)
             .clone(),
     };
-    let (app, actor) = (Arc::clone(app), peer.actor());
+    let (app, actor, id) = (Arc::clone(app), peer.actor(), request_id.to_owned());
     Ok(lines::answer(move |out| async move {
         let _permit = permit;
         let found = retire::check(&app.engine, &request, &around, &out).await;
         let last = match found {
-            Err(error) => RetireLine::Problem(error.problem("")),
+            Err(error) => RetireLine::Problem(error.problem(&id)),
             Ok(report) => {
                 let mut event = Event::new(Kind::Key);
                 event.peer = Some(actor);
@@ -88,7 +89,7 @@ pub(super) async fn retire(
                 );
                 event.detail = Some(words(&report));
                 match app.audit.write(event).await {
-                    Err(error) => RetireLine::Problem(error.problem("")),
+                    Err(error) => RetireLine::Problem(error.problem(&id)),
                     Ok(_) => {
                         app.remember_needless(&report);
                         RetireLine::Report(report)

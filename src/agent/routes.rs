@@ -187,7 +187,7 @@ async fn route(
         (&Method::POST, "/v1/keys/retire") => {
             admin().map_err(refused)?;
             let wanted = read_json(body, "a key's retirement").await?;
-            keys::retire(app, peer, wanted).await
+            keys::retire(app, peer, request_id, wanted).await
         }
         (&Method::POST, "/v1/verify") => {
             admin().map_err(refused)?;

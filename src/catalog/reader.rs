@@ -97,7 +97,7 @@ pub(super) fn message(
 ) -> rusqlite::Result<Option<Receipt>> {
     conn.prepare_cached(
         "SELECT NULL, m.version_id, m.etag, m.plaintext_size, m.stored_size,
-                m.checksum, m.message_id, m.wrapping_key, m.created
+                m.checksum, m.message_id, m.wrapping_key, m.created, m.recipients
          FROM place p JOIN message m ON m.place = p.id
          WHERE p.bucket = ?1 AND p.key = ?2 AND m.message_id = ?3",
     )?

@@ -1,8 +1,9 @@
-//! How far the wrapping keys' counts have come, and the doctor's own part in
-//! them: the start-up gate wraps once for each key it looks at.
+//! How far the wrapping keys' counts and cryptoperiods have come, and the
+//! doctor's own part in the counts: the start-up gate wraps once for each key it looks at.
 
 use crate::catalog::{Catalog, CatalogError, WrapsRow};
 use crate::config::{Config, Key};
+use crate::keyring::Period;
 use crate::token::{KeySpec, PROOF_COST, WrapCount};
 
 use super::Finding;
@@ -36,10 +37,14 @@ impl Wraps {
             return Vec::new();
         };
         let keys = config.keys.iter().filter(|key| key.opens());
-        keys.map(|key| match catalog.load_wraps(&key.name) {
-            Ok(row) => judge(key, row),
-            Err(error) => fault(&error),
+        keys.flat_map(|key| {
+            let count = match catalog.load_wraps(&key.name) {
+                Ok(row) => judge(key, row),
+                Err(error) => fault(&error),
+            };
+            [Some(count), overdue(key, catalog)]
         })
+        .flatten()
         .collect()
     }
 }
@@ -49,7 +54,7 @@ fn judge(key: &Key, row: WrapsRow) -> Finding {
     let limit = key.wrap_limit.wraps();
     let count = WrapCount::new(row.reserved, limit, row.complete);
     let used = format!("{} of {limit} wraps are used", count.used);
-    let rotate = "rotate: docs/operations.md tells how";
+    let rotate = "rotate: docs/keys.md tells how";
     if !key.is_active() {
         return Finding::fine(area, used);
     }
@@ -73,10 +78,22 @@ fn judge(key: &Key, row: WrapsRow) -> Finding {
         None if count.is_low() => Finding::fault(
             area,
             format!("{used}, and it has no successor"),
-            "name a `successor`, or rotate: docs/operations.md tells how",
+            "name a `successor`, or rotate: docs/keys.md tells how",
         ),
         _ => Finding::fine(area, used),
     }
+}
+
+/// A cryptoperiod that ends soon, or has ended.
+fn overdue(key: &Key, catalog: &Catalog) -> Option<Finding> {
+    let period = key.cryptoperiod.filter(|_| key.is_active())?;
+    let first_use = catalog.first_use(&key.name).ok().flatten()?;
+    let warning = Period::new(first_use, period.duration()).warning()?;
+    Some(Finding::fault(
+        format!("key {}", key.name),
+        warning,
+        format!("`strongroom key rotate {}`", key.ring()),
+    ))
 }
 
 fn fault(error: &CatalogError) -> Finding {

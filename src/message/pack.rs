@@ -92,7 +92,19 @@ pub fn pack_prefix(prefix: &str, key_name: &str, bucket: &str) -> String {
 /// Behind this name in a listing stand the packs that may cover an object.
 #[must_use]
 pub fn packs_behind(pack_prefix: &str, object: &str) -> String {
-    format!("{pack_prefix}{}", cut(object, LAST_BYTES).0)
+    // Just before the name's first component: a store with directories takes
+    // the component itself for passed already.
+    let mut behind = cut(object, LAST_BYTES).0;
+    match behind.pop() {
+        Some('0') => behind.push('-'),
+        Some('a') => behind.push_str("9~"),
+        Some(digit) => {
+            behind.push(char::from_u32(u32::from(digit) - 1).unwrap_or('-'));
+            behind.push('~');
+        }
+        None => {}
+    }
+    format!("{pack_prefix}{behind}")
 }
 
 /// The beginning of a key in hexadecimal, which sorts as the key does, and
@@ -299,6 +311,8 @@ mod tests {
             ("a", "c", "b", "d"),
             ("a", "a", "a", "aa"),
             ("a/b", "a/b/c", "a/b/a", "a/b/cc"),
+            ("a", "p", "p", "q"),
+            ("a", "j", "j", "k"),
             (&long[..200], &long[..], &long[..250], "y"),
         ] {
             let (pack, _) =

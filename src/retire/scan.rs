@@ -10,10 +10,10 @@ use tokio::sync::mpsc::Sender;
 use crate::api::{Error, ErrorKind, RetireLine, RetireReport};
 use crate::engine::Engine;
 use crate::keyring::Opens;
-use crate::message::{Header, Parsed, Permit};
+use crate::message::{Header, MAX_SLOT, Parsed, Permit, header_slot_name, pack_prefix};
 use crate::objects::read_header;
-use crate::store::{ListedVersion, METADATA_HEADER, Place};
-use crate::unlock::slots_of;
+use crate::store::{ListedVersion, METADATA_HEADER, METADATA_MESSAGE_ID, Place, StoreError};
+use crate::unlock::{packed, slots_of};
 
 use super::{Seen, subject};
 
@@ -117,11 +117,11 @@ async fn look(
     bucket: &str,
     version: ListedVersion,
     retiring: &str,
-    slotted: &HashSet<String>,
+    slotted: &Slotted,
 ) -> (ListedVersion, Result<Found, Error>) {
     let place = Place::new(bucket, &version.key);
     let found = match header_of(engine, &place, &version).await {
-        Ok(header) => judge(engine, bucket, &header, retiring, slotted).await,
+        Ok(header) => judge(engine, &place, &header, retiring, slotted).await,
         Err(error) => match error.kind {
             ErrorKind::NoSuchObject => Ok(Found::Gone),
             ErrorKind::NotAMessage => Ok(Found::NoMessage),
@@ -151,9 +151,21 @@ async fn header_of(
         .head(place, version.version_id.as_deref())
         .await;
     let head = head.map_err(|error| crate::fault::store_error(&error))?;
-    let mut metadata = head.metadata.into_iter();
-    let encoded = metadata.find(|(name, _)| name == METADATA_HEADER);
-    let bytes = encoded.and_then(|(_, value)| data_encoding::BASE64.decode(value.as_bytes()).ok());
+    let metadata = |name: &str| {
+        let mut pairs = head.metadata.iter();
+        pairs.find(|(key, _)| key == name).map(|(_, value)| value)
+    };
+    let bytes = match (metadata(METADATA_HEADER), metadata(METADATA_MESSAGE_ID)) {
+        (Some(encoded), _) => data_encoding::BASE64.decode(encoded.as_bytes()).ok(),
+        (None, Some(id)) => {
+            let settings = &engine.settings;
+            let bucket = settings.slot_bucket(&place.bucket);
+            let name = header_slot_name(&settings.keyslot_prefix, id);
+            let slot = engine.store.get_slot(bucket, &name, MAX_SLOT).await;
+            slot.ok().map(|bytes| bytes.to_vec())
+        }
+        (None, None) => None,
+    };
     match bytes.map(|bytes| Header::parse(&bytes, Permit { uncommitted: true })) {
         Some(Ok(Parsed::Header(header))) => Ok(header),
         _ => Err(archived),
@@ -162,10 +174,10 @@ async fn header_of(
 
 async fn judge(
     engine: &Arc<Engine>,
-    bucket: &str,
+    place: &Place,
     header: &Header,
     retiring: &str,
-    slotted: &HashSet<String>,
+    slotted: &Slotted,
 ) -> Result<Found, Error> {
     let id = header.message_id().to_string();
     let names: Vec<&str> = header
@@ -174,7 +186,7 @@ async fn judge(
         .filter_map(|edk| edk.raw_aes_parts())
         .map(|parts| parts.key_name)
         .collect();
-    if !names.contains(&retiring) && !slotted.contains(&id) {
+    if !names.contains(&retiring) && !slotted.may_have(&id) {
         return Ok(Found::Independent(id));
     }
     let mut why = Vec::new();
@@ -185,7 +197,7 @@ async fn judge(
             Err(error) => why.push(format!("key {name:?} cannot be asked: {}", error.detail)),
         }
     }
-    if let Some(name) = slot_opens(engine, bucket, header, retiring, &mut why).await? {
+    if let Some(name) = slot_opens(engine, place, header, retiring, &mut why).await? {
         return Ok(Found::OpenedBy(id, name));
     }
     if why.is_empty() {
@@ -195,14 +207,26 @@ async fn judge(
 }
 
 /// The messages of a bucket that have a keyslot of this key.
-async fn slotted(
-    engine: &Engine,
-    bucket: &str,
-    key: &str,
-) -> Result<HashSet<String>, crate::store::StoreError> {
-    let bucket = engine.settings.slot_bucket(bucket);
+struct Slotted {
+    /// Those with one of their own.
+    ids: HashSet<String>,
+    /// There are packs of it, in which any message may have one.
+    packs: bool,
+}
+
+impl Slotted {
+    fn may_have(&self, id: &str) -> bool {
+        self.packs || self.ids.contains(id)
+    }
+}
+
+async fn slotted(engine: &Engine, bucket: &str, key: &str) -> Result<Slotted, StoreError> {
     let prefix = &engine.settings.keyslot_prefix;
-    let mut found = HashSet::new();
+    let packs = pack_prefix(prefix, key, bucket);
+    let bucket = engine.settings.slot_bucket(bucket);
+    let first = engine.store.list(bucket, &packs, None, None, 1).await?;
+    let packs = !first.objects.is_empty();
+    let mut ids = HashSet::new();
     let mut continuation = None;
     loop {
         let page = engine
@@ -220,12 +244,12 @@ async fn slotted(
                 .and_then(|rest| rest.strip_prefix('.'));
             let number = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
             if holder == key || more.is_some_and(number) {
-                found.insert(id.to_owned());
+                ids.insert(id.to_owned());
             }
         }
         continuation = page.continuation;
         if continuation.is_none() {
-            return Ok(found);
+            return Ok(Slotted { ids, packs });
         }
     }
 }
@@ -233,7 +257,7 @@ async fn slotted(
 /// Another key whose keyslot opens the message.
 async fn slot_opens(
     engine: &Engine,
-    bucket: &str,
+    place: &Place,
     header: &Header,
     retiring: &str,
     why: &mut Vec<String>,
@@ -241,7 +265,12 @@ async fn slot_opens(
     let others = engine.keyring.slot_keys(None).into_iter();
     for key in others.filter(|key| key.name != retiring) {
         let mut search = engine.keyring.search(header, None);
-        let slots = slots_of(engine, &mut search, bucket, &key).await?;
+        let mut slots = slots_of(engine, &mut search, &place.bucket, &key).await?;
+        if slots.opened.is_none() {
+            let packs = packed(engine, &mut search, place, &key).await?;
+            slots.bad.extend(packs.bad);
+            slots.opened = packs.opened;
+        }
         if slots.opened.is_some() {
             return Ok(Some(key.name));
         }

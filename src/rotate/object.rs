@@ -122,7 +122,15 @@ async fn work(run: &Run, listed: &Listed, outcome: &mut Outcome) -> Result<State
         return Ok(State::Already);
     }
     let mut first_free = 0;
-    if run.probes() {
+    // A dry run makes none that would be noticed.
+    if run.dry || run.probes() {
+        if run.pack
+            && let Some(kept) = kept(run, &header, &target).await?
+        {
+            run.found();
+            outcome.wrapped = wrapped(&target, kept, header, &head).filter(|_| !run.dry);
+            return Ok(State::Rewrapped);
+        }
         let mut search = engine.keyring.search(&header, run.rings.as_deref());
         let slots = slots_of(engine, &mut search, &place.bucket, &target).await?;
         if let Some(error) = search.away() {
@@ -140,13 +148,6 @@ async fn work(run: &Run, listed: &Listed, outcome: &mut Outcome) -> Result<State
             run.found();
             return Ok(State::Already);
         }
-    }
-    if run.pack
-        && let Some(kept) = kept(run, &header, &target).await?
-    {
-        run.found();
-        outcome.wrapped = wrapped(&target, kept, header, &head);
-        return Ok(State::Rewrapped);
     }
     let unlocked = unlock(engine, &header, &place, run.rings.as_deref(), false).await;
     let Unlocked { opened, .. } = unlocked.map_err(|error| launders(run, &header, error))?;
