@@ -138,6 +138,10 @@ pub(super) fn component_file(path: &Path) -> Result<Component, Failure> {
 }
 
 /// Whether a file's content is in memory alone.
+#[allow(
+    clippy::useless_conversion,
+    reason = "f_type is narrower on some machines"
+)]
 pub(super) fn in_memory(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|fs| IN_MEMORY.contains(&i64::from(fs.f_type)))
 }
