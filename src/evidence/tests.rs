@@ -90,7 +90,7 @@ fn operations_of_the_period_are_counted_by_day_user_and_key() {
         days,
         [
             ("2026-03-02".to_owned(), 1, 1, 0, 0, 0),
-            ("2026-03-03".to_owned(), 0, 0, 1, 1, 1)
+            ("2026-03-03".to_owned(), 0, 0, 1, 4, 1)
         ]
     );
     let activity: Vec<_> = found
