@@ -8,6 +8,7 @@ mod objects;
 mod support;
 mod tokens;
 mod typed;
+mod whole;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,11 @@ use super::*;
 fn rewrap_keeps_pace() {
     let (hsm, weed) = (two_tokens(None), Weed::shared());
     let bucket = weed.bucket("pace");
-    let agent = Agent::start(&hsm, weed, |_| {});
+    let mut agent = Agent::prepare(&hsm, weed, |_| {});
+    // As in production: what is measured is not the writing of a log.
+    agent.set("STRONGROOM_LOG", "info");
+    agent.launch();
+    agent.await_ready().unwrap();
     let count = sized(20_000, 400);
     fill(&agent, &bucket, "s/", count / 2, &[]);
     fill(&agent, &bucket, "p/", count / 2, &[]);
