@@ -123,11 +123,15 @@ fn a_configuration_that_makes_no_sense_is_refused() {
         &hsm,
         78,
         &[
-            "`[recipients]` is not implemented in this release",
-            "remove `[recipients]`",
+            "`[[bucket_alias]]` is not implemented in this release",
+            "remove `[[bucket_alias]]`",
         ],
         |c| {
-            c["recipients"]["min"] = value(2);
+            let mut alias = toml_edit::Table::new();
+            alias["bucket"] = value("replica");
+            let mut all = toml_edit::ArrayOfTables::new();
+            all.push(alias);
+            c["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
         },
     );
     refused(

@@ -98,6 +98,7 @@ fn a_good_set_up_has_no_fault() {
         [
             "configuration",
             "grants",
+            "audit log",
             "token primary",
             "key archive",
             &place,

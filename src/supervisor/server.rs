@@ -174,7 +174,7 @@ impl Server {
         let why = match tokio::time::timeout(SEND, link.send(message, fd)).await {
             Ok(Ok(())) => return,
             // It has ended, or is about to.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(Err(error)) if is_end(&error) => {
                 self.link = None;
                 return;
             }
@@ -252,9 +252,32 @@ impl Server {
     }
 }
 
+/// Whether the other end is gone; a socket whose reader left something unread
+/// is reset (unix(7)), which is no fault of a server that was told to stop.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_left_something_unread_has_ended_and_is_not_at_fault() {
+        let (ours, theirs) = SupervisorControl::pair().unwrap();
+        let link = ours.into_async().unwrap();
+        link.send(&ToServer::Stop, None).await.unwrap();
+        drop(theirs);
+        let error = link.send(&ToServer::Stop, None).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(is_end(&error));
+        let error = link.send(&ToServer::Stop, None).await.unwrap_err();
+        assert!(is_end(&error), "{error}");
+    }
 
     #[test]
     fn a_server_that_is_not_heard_of_is_not_well_however_often_it_is_replaced() {
