@@ -226,5 +226,5 @@ fn rule_19_a_lost_count_is_told_with_its_remedy() {
         doctor.contains("count of its wraps is incomplete"),
         "{doctor}"
     );
-    assert!(doctor.contains("rotate: docs/operations.md"), "{doctor}");
+    assert!(doctor.contains("rotate: docs/keys.md"), "{doctor}");
 }
