@@ -149,7 +149,8 @@ pub async fn put(
         missing_recipients: held.missing,
         created,
     };
-    engine.catalog.record_put(&receipt).await.map_err(|e| {
+    let recorded = engine.catalog.record_message(&receipt, &job.header);
+    recorded.await.map_err(|e| {
         Error::new(
             ErrorKind::StateFailed,
             "the object is in S3, but its receipt could not be recorded",

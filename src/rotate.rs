@@ -91,6 +91,8 @@ pub(crate) struct Run {
     rings: Option<Vec<String>>,
     dry: bool,
     pack: bool,
+    /// Whether nothing in the bucket can be under Object Lock.
+    unlocked: bool,
     records: Records,
     /// Looks for a slot before it makes one, for so many versions more: after
     /// a restart, and wherever one was found.
@@ -216,6 +218,8 @@ impl Progress {
             rings: request.rings.clone(),
             dry: options.dry_run,
             pack: options.pack,
+            // If the store does not say, something may be.
+            unlocked: self.engine.store.object_lock(&options.bucket).await == Some(false),
             records,
             probes: AtomicUsize::new(2 * AT_ONCE),
         });

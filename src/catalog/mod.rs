@@ -168,8 +168,22 @@ impl Catalog {
     /// # Errors
     /// The record is not durable.
     pub async fn record_put(&self, receipt: &Receipt) -> Result<(), CatalogError> {
+        self.record_message(receipt, &[]).await
+    }
+
+    /// The same, and keeps the message's header, for which rewrap then need
+    /// not ask the store.
+    ///
+    /// # Errors
+    /// The record is not durable.
+    pub async fn record_message(
+        &self,
+        receipt: &Receipt,
+        header: &[u8],
+    ) -> Result<(), CatalogError> {
         let id = message_id(&receipt.message_id)?;
-        self.change(Change::Put(receipt.clone(), id)).await
+        self.change(Change::Put(receipt.clone(), id, header.to_vec()))
+            .await
     }
 
     /// Records a deletion: of the place or, where the caller named a
@@ -238,6 +252,26 @@ impl Catalog {
         let (bucket, key, id) = (bucket.to_owned(), key.to_owned(), message_id(id)?);
         self.readers
             .run(move |conn| reader::message(conn, &bucket, &key, &id))
+            .await
+    }
+
+    /// The header of the version that has this size and entity tag, if this
+    /// host stored it there and kept its header.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub async fn header(
+        &self,
+        bucket: &str,
+        key: &str,
+        version_id: Option<&str>,
+        size: u64,
+        etag: &str,
+    ) -> Result<Option<Vec<u8>>, CatalogError> {
+        let (bucket, key, etag) = (bucket.to_owned(), key.to_owned(), etag.to_owned());
+        let version = version_id.filter(|id| *id != "null").map(str::to_owned);
+        self.readers
+            .run(move |conn| reader::header(conn, (&bucket, &key), version.as_deref(), size, &etag))
             .await
     }
 

@@ -105,6 +105,32 @@ pub(super) fn message(
     .optional()
 }
 
+/// The newest first: without versions only that one can be there.
+pub(super) fn header(
+    conn: &Connection,
+    (bucket, key): (&str, &str),
+    version: Option<&str>,
+    size: u64,
+    etag: &str,
+) -> rusqlite::Result<Option<Vec<u8>>> {
+    let Ok(size) = i64::try_from(size) else {
+        return Ok(None);
+    };
+    conn.prepare_cached(
+        "SELECT h.bytes FROM place p JOIN message m ON m.place = p.id
+                                     JOIN header h ON h.message = m.id
+         WHERE p.bucket = ?1 AND p.key = ?2 AND m.stored_size = ?3
+           AND trim(m.etag, '\"') = trim(?4, '\"')
+           AND coalesce(nullif(m.version_id, 'null'), '') = ?5
+         ORDER BY m.id DESC LIMIT 1",
+    )?
+    .query_row(
+        params![bucket, key, size, etag, version.unwrap_or_default()],
+        |row| row.get(0),
+    )
+    .optional()
+}
+
 fn receipt(row: &Row<'_>, bucket: &str, key: &str) -> rusqlite::Result<Receipt> {
     let id: Vec<u8> = row.get(6)?;
     Ok(Receipt {

@@ -87,6 +87,10 @@ pub(super) const MIGRATIONS: &[&str] = &[
         since           INTEGER NOT NULL,     -- Unix ms
         PRIMARY KEY (kind, id, wrapping_key)
     ) STRICT;
+    CREATE TABLE header (
+        message         INTEGER PRIMARY KEY REFERENCES message (id),
+        bytes           BLOB NOT NULL         -- as it was written; no secret
+    ) STRICT;
     CREATE TABLE rewrap (
         run             TEXT PRIMARY KEY,     -- what is rewrapped, as JSON
         after           TEXT NOT NULL,        -- all versions of keys up to this are through

@@ -23,7 +23,7 @@ const MAX_BATCH: usize = 1024;
 /// One change to the catalogue.
 pub(super) enum Change {
     /// A message was stored and acknowledged.
-    Put(Receipt, MessageId),
+    Put(Receipt, MessageId, Vec<u8>),
     /// A place, or one version of it, was deleted.
     Delete {
         bucket: String,
@@ -180,7 +180,7 @@ impl From<std::num::TryFromIntError> for ApplyError {
 fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
     let now = now_ms();
     match change {
-        Change::Put(receipt, message_id) => put(tx, receipt, message_id, now)?,
+        Change::Put(receipt, message_id, header) => put(tx, receipt, message_id, header, now)?,
         Change::Delete {
             bucket,
             key,
@@ -230,6 +230,7 @@ fn put(
     tx: &Transaction<'_>,
     receipt: &Receipt,
     message_id: &[u8],
+    header: &[u8],
     now: i64,
 ) -> Result<(), ApplyError> {
     let place = place(tx, &receipt.bucket, &receipt.key)?;
@@ -258,6 +259,10 @@ fn put(
             ],
             |row| row.get(0),
         )?;
+    if !header.is_empty() {
+        tx.prepare_cached("INSERT OR IGNORE INTO header (message, bytes) VALUES (?1, ?2)")?
+            .execute(params![message, header])?;
+    }
     tx.prepare_cached("UPDATE place SET current = ?2, deleted = NULL WHERE id = ?1")?
         .execute(params![place, message])?;
     Ok(())

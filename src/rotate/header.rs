@@ -1,10 +1,11 @@
 //! A version's header, without reading the version where that can be helped.
 //!
-//! Metadata and slot 0 hold the exact header since the first release. They
+//! The catalogue has those of what this host stored. Metadata and slot 0 hold the exact header since the first release. They
 //! are the store's to exchange, so they count only where this host's receipt
 //! names their message for this very version; else the header is read from
 //! the object, and no byte more (SECURITY rule 9).
 
+use super::Listed;
 use crate::api::{Error, ErrorKind, Receipt};
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
@@ -21,6 +22,29 @@ const GUESS: usize = 2 << 10;
 pub(super) struct Found {
     pub(super) header: Box<Header>,
     pub(super) head: Head,
+}
+
+/// The header of a version as this host wrote it, if what the store lists is
+/// what the receipt says: then the store is asked for nothing. Only where no
+/// version can be under Object Lock, of which a listing says nothing.
+pub(super) async fn known(
+    engine: &Engine,
+    place: &Place,
+    listed: &Listed,
+) -> Result<Option<Found>, Error> {
+    let Some((size, etag)) = &listed.stored else {
+        return Ok(None);
+    };
+    let version = listed.version_id.as_deref();
+    let bytes = engine
+        .catalog
+        .header(&place.bucket, &place.key, version, *size, etag)
+        .await?;
+    let header = bytes.and_then(|bytes| parse(&bytes).ok().flatten());
+    Ok(header.map(|header| Found {
+        header,
+        head: Head::default(),
+    }))
 }
 
 /// Finds the header of a version; `None` if it is no message, and none that

@@ -22,6 +22,8 @@ pub struct Listed {
     pub version_id: Option<String>,
     /// Its number in the list.
     pub position: u64,
+    /// Its size and entity tag, where the store listed it.
+    pub stored: Option<(u64, String)>,
 }
 
 pub(super) type List = BoxStream<'static, Result<Listed, Error>>;
@@ -54,6 +56,7 @@ pub(super) fn stored(after: &str, prefix: String, run: Arc<Run>, shard: Shard) -
                     key: version.key,
                     version_id: version.version_id,
                     position: 0,
+                    stored: version.etag.map(|etag| (version.size, etag)),
                 })
             });
             futures_util::stream::iter(listed)
@@ -73,6 +76,7 @@ pub(super) fn given(items: Items, from: u64, run: Arc<Run>, shard: Shard) -> Lis
                 key: item.key,
                 version_id: item.version_id.filter(|id| !id.is_empty()),
                 position: at,
+                stored: None,
             })
         })
         .try_filter(move |listed| {

@@ -107,7 +107,15 @@ async fn work(run: &Run, listed: &Listed, outcome: &mut Outcome) -> Result<State
     let engine = &run.engine;
     let place = Place::new(&run.bucket, &listed.key);
     let version = listed.version_id.as_deref();
-    let Some(Found { header, head }) = header::find(engine, &place, version).await? else {
+    let known = match run.unlocked {
+        true => header::known(engine, &place, listed).await?,
+        false => None,
+    };
+    let found = match known {
+        Some(found) => Some(found),
+        None => header::find(engine, &place, version).await?,
+    };
+    let Some(Found { header, head }) = found else {
         return Ok(State::Ignored);
     };
     if !header.is_committed() {

@@ -39,13 +39,24 @@ impl Store {
             .await
             .ok()
             .map(|answer| answer.status() == Some(&BucketVersioningStatus::Enabled));
-        let lock = client
+        Ok(BucketFacts {
+            versioning,
+            object_lock: self.object_lock(bucket).await,
+        })
+    }
+
+    /// Whether Object Lock is enabled in the bucket; `None` if the store does
+    /// not say, or does not let us ask.
+    pub async fn object_lock(&self, bucket: &str) -> Option<bool> {
+        let asked = self
+            .inner
+            .client
             .get_object_lock_configuration()
             .bucket(bucket)
-            .set_expected_bucket_owner(owner.clone())
+            .set_expected_bucket_owner(self.inner.owner.clone())
             .send()
             .await;
-        let object_lock = match lock {
+        match asked {
             Ok(answer) => Some(
                 answer
                     .object_lock_configuration()
@@ -56,11 +67,7 @@ impl Store {
                 .raw_response()
                 .is_some_and(|r| r.status().as_u16() == 404)
                 .then_some(false),
-        };
-        Ok(BucketFacts {
-            versioning,
-            object_lock,
-        })
+        }
     }
 
     /// Whether the store enforces `If-None-Match: *`: writes `key` twice,
