@@ -1,7 +1,7 @@
 //! Which wrapping key wraps, which opens: configured keys over their tokens.
 //!
-//! The one place where a [`Draft`] gets its encrypted data keys and a
-//! [`Header`] gets its data key back. Canaries, which fix a key's identity
+//! The one place where a [draft](crate::message::Draft) gets its encrypted
+//! data keys and a [`Header`] gets its data key back. Canaries, which fix a key's identity
 //! (SECURITY rule 18), and the counts of wraps (rule 19) are kept in the
 //! catalogue (`records`); `rings` chooses who wraps, `recipients` who else
 //! does, `search` who opens, `report` tells of it.

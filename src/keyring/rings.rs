@@ -17,8 +17,10 @@ use crate::token::Token;
 use super::{Keyring, Live};
 
 /// How long a new key is waited for: a CloudHSM cluster takes seconds until a
-/// new key is on all its HSMs. Longer, and its problem had better be told.
-const HANDOVER: Duration = Duration::from_secs(10);
+/// new key is on all its HSMs. Longer than `key rotate` waits before it takes
+/// the new key back (20 s), so that no request fails either way; after that
+/// its problem had better be told.
+const HANDOVER: Duration = Duration::from_secs(30);
 
 /// Who wrapped for a ring before its present key.
 pub(super) struct Former {
