@@ -17,7 +17,7 @@ use std::hash::{Hash as _, Hasher as _};
 use tokio::sync::mpsc::Sender;
 
 use crate::api::{Error, ErrorKind, RetireLine, RetireReason, RetireReport, RetireRequest};
-use crate::catalog::CatalogError;
+use crate::catalog::{CatalogError, Entry};
 use crate::config::Writer;
 use crate::engine::Engine;
 
@@ -41,7 +41,11 @@ pub struct Around {
 
 /// Messages that were seen at their places: bucket, key and message id.
 #[derive(Default)]
-struct Seen(HashSet<u64>);
+struct Seen {
+    all: HashSet<u64>,
+    /// Those whose header names other keys: its word, which nothing proved.
+    unproven: HashSet<u64>,
+}
 
 impl Seen {
     fn hash(bucket: &str, key: &str, message_id: &str) -> u64 {
@@ -51,11 +55,37 @@ impl Seen {
     }
 
     fn add(&mut self, bucket: &str, key: &str, message_id: &str) {
-        self.0.insert(Self::hash(bucket, key, message_id));
+        self.all.insert(Self::hash(bucket, key, message_id));
     }
 
-    fn has(&self, bucket: &str, key: &str, message_id: &str) -> bool {
-        self.0.contains(&Self::hash(bucket, key, message_id))
+    fn add_unproven(&mut self, bucket: &str, key: &str, message_id: &str) {
+        self.add(bucket, key, message_id);
+        self.unproven.insert(Self::hash(bucket, key, message_id));
+    }
+
+    /// Holds what a catalogue knows against what was seen; says whether they
+    /// agree.
+    fn compare(&self, entry: &Entry, whose: &str, report: &mut RetireReport) -> bool {
+        let hash = Self::hash(&entry.bucket, &entry.key, &entry.message_id);
+        let place = subject(&entry.bucket, &entry.key, entry.version_id.as_deref());
+        if !self.all.contains(&hash) {
+            let why = format!(
+                "{whose} knows message {} there, wrapped by {:?}, and the listing does not show it",
+                entry.message_id, entry.wrapping_key
+            );
+            report.refuse("hidden", place, why);
+            return false;
+        }
+        // Whoever can write there can make a header that names other keys.
+        if entry.wrapping_key == report.key && self.unproven.contains(&hash) {
+            let why = format!(
+                "{whose} knows that this key wrapped message {}, and the header there names other keys, none of which was seen to open it",
+                entry.message_id
+            );
+            report.refuse("only-key", place, why);
+            return false;
+        }
+        true
     }
 }
 
@@ -182,19 +212,9 @@ async fn compare(engine: &Engine, report: &mut RetireReport, seen: &Seen) -> Res
         };
         after = last.id;
         for entry in &page {
-            if seen.has(&entry.bucket, &entry.key, &entry.message_id) {
+            if seen.compare(entry, "the catalogue", report) {
                 report.catalogue += 1;
-                continue;
             }
-            let why = format!(
-                "the catalogue knows message {} there, wrapped by {:?}, and the listing does not show it",
-                entry.message_id, entry.wrapping_key
-            );
-            report.refuse(
-                "hidden",
-                subject(&entry.bucket, &entry.key, entry.version_id.as_deref()),
-                why,
-            );
         }
     }
 }
@@ -218,14 +238,8 @@ impl Export {
             if entry.bucket == writer.bucket && entry.key == writer.key {
                 continue;
             }
-            if !seen.has(&entry.bucket, &entry.key, &entry.message_id) {
-                let place = subject(&entry.bucket, &entry.key, entry.version_id.as_deref());
-                let why = format!(
-                    "the catalogue of writer {} knows message {} there, and the listing does not show it",
-                    writer.name, entry.message_id
-                );
-                report.refuse("hidden", place, why);
-            }
+            let whose = format!("the catalogue of writer {}", writer.name);
+            seen.compare(entry, &whose, report);
         }
     }
 }

@@ -97,7 +97,7 @@ fn count(
         Ok(Found::Gone) => report.versions -= 1,
         Ok(Found::NoMessage) => report.no_messages += 1,
         Ok(Found::Independent(id)) => {
-            seen.add(bucket, &version.key, &id);
+            seen.add_unproven(bucket, &version.key, &id);
             report.independent += 1;
         }
         Ok(Found::OpenedBy(id, key)) => {

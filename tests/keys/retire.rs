@@ -259,3 +259,29 @@ fn rule_11_a_key_is_retired_only_when_nothing_is_left_that_it_alone_opens() {
     let new = life("archive-b");
     assert_eq!(new[..2], ["generated", "rotated"], "{new:?}");
 }
+
+/// Headers are not authenticated until a key has opened them: one that names
+/// other keys, at a place where the catalogue knows a message of this key,
+/// proves nothing.
+#[test]
+fn rule_11_a_header_that_hides_the_key_is_no_proof() {
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let bucket = weed.bucket("retire-forged");
+    let agent = Agent::start(&hsm, weed, |_| {});
+    stored(&agent, &bucket, "precious");
+    agent
+        .cli(["key", "rotate", "archive", "--name", "archive-b"])
+        .ok();
+    let genuine = weed.raw_get(&bucket, "precious").unwrap();
+    let mut forged = genuine.clone();
+    let at = forged.windows(7).position(|w| w == b"archive").unwrap();
+    forged[at] = b'b';
+    weed.raw_put(&bucket, "precious", &forged);
+    let (code, report) = retire(&agent, &["--dry-run"]);
+    assert_eq!((code, report.may_retire), (Some(1), false), "{report:?}");
+    let reason = &report.reasons[0];
+    assert!(
+        reason.kind == "only-key" && reason.subject.contains("precious"),
+        "{report:?}"
+    );
+}

@@ -437,7 +437,16 @@ impl Drop for Agent {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("--- the agent's log ---\n{}---", self.log());
+            let talk = |line: &&str| {
+                line.contains("\"level\":\"TRACE\"") || line.contains("\"level\":\"DEBUG\"")
+            };
+            let log = self.log();
+            let (left_out, told): (Vec<_>, Vec<_>) = log.lines().partition(talk);
+            eprintln!(
+                "--- the agent's log, without {} lines of TRACE and DEBUG ---\n{}\n---",
+                left_out.len(),
+                told.join("\n")
+            );
             return;
         }
         // Audit log, catalogue, spool, latches. What else is in the directory
