@@ -146,6 +146,12 @@ pub struct Inspection {
     /// S3's storage class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
+    /// Object Lock retains it until then, as the store reports it, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_until: Option<String>,
+    /// Object Lock's mode, as the store reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_mode: Option<String>,
     /// ESDK message format version.
     pub format_version: u8,
     /// ESDK algorithm suite, such as `0x0478`.

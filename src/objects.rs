@@ -205,6 +205,8 @@ pub async fn inspect(
         plaintext_size: computed_size(&header, head.size),
         last_modified: head.last_modified,
         storage_class: head.storage_class,
+        retain_until: head.retain_until,
+        retention_mode: head.retention_mode,
         format_version: header.version(),
         suite: header.suite().to_string(),
         message_id,
