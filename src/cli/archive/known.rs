@@ -6,7 +6,7 @@ use std::io::{self, Read, Write as _};
 use std::os::unix::fs::FileExt as _;
 
 use super::options::Plan;
-use crate::api::ErrorKind;
+use crate::api::{ErrorKind, Standing};
 use crate::cli::failure::{ALTERED, FAILED, Failure};
 use crate::client::{Client, GetOptions, ObjectInfo};
 use crate::manifest::{Entry, Head, LATEST, Latest, PARTIAL, Reader, RelPath, RunId, Writer};
@@ -240,12 +240,12 @@ async fn fetch(
     let info = download.info.clone();
     // Anyone who may use the key could have written it: what it says would
     // keep files from being stored.
-    if info.foreign_write {
+    if !info.standing.is_some_and(Standing::is_vouched_for) {
         return Err(Failure::new(
             ALTERED,
-            format!("{place} was not written by this host"),
+            format!("{place} is not in this host's catalogue"),
         )
-        .hint("an archive has one host; --full believes no earlier run and stores everything again"));
+        .hint("another host wrote it, or the catalogue was lost: rebuild it, name the other as a [[writer]], or store everything again with --full"));
     }
     let mut file = tempfile::tempfile().map_err(|error| spool(&error))?;
     while let Some(bytes) = download.next().await.map_err(|error| cannot(&error))? {
