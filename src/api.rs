@@ -9,6 +9,7 @@ mod grants;
 mod operation;
 mod retire;
 mod rewrap;
+mod uploads;
 mod verify;
 
 pub use error::{Error, ErrorKind, Problem};
@@ -23,6 +24,7 @@ pub use retire::{
     RetireRequest,
 };
 pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
+pub use uploads::UploadInfo;
 pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 
 use serde::{Deserialize, Serialize};
@@ -59,6 +61,15 @@ pub mod header {
     pub const VERSION_ID: &str = "strongroom-version-id";
     /// On responses: `true` if another writer stored this object.
     pub const FOREIGN_WRITE: &str = "strongroom-foreign-write";
+    /// What an upload's client says its source is.
+    pub const SOURCE: &str = "strongroom-source";
+    /// Where an upload stands, or a part of it begins: bytes (the IETF's
+    /// draft on resumable uploads, as the two below).
+    pub const UPLOAD_OFFSET: &str = "upload-offset";
+    /// The bytes of an upload in all.
+    pub const UPLOAD_LENGTH: &str = "upload-length";
+    /// `?1` if a request is to complete, or an answer says that it has.
+    pub const UPLOAD_COMPLETE: &str = "upload-complete";
     /// On every response: the id in the agent's log lines.
     pub const REQUEST_ID: &str = "strongroom-request-id";
 }

@@ -5,6 +5,7 @@
 //! given up takes nothing else with it.
 
 mod lines;
+mod resume;
 mod rewrap;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ mod transfer;
 mod wire;
 
 pub use lines::Lines;
+pub use resume::Resumable;
 pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 

@@ -45,6 +45,8 @@ pub enum Kind {
     Rewrap,
     /// Something else that a grant governs.
     Admin,
+    /// An upload that may be resumed was begun, found, resumed or given up.
+    Upload,
     /// No grant permitted it.
     Denied,
     /// A wrapping key changed its state.

@@ -17,6 +17,7 @@
 
 mod geometry;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -430,14 +431,10 @@ impl Resumption<'_> {
                 false => Err(gone("the store has no such upload").into()),
             };
         };
-        let of = |number: u32| {
-            let at = upload
-                .parts
-                .binary_search_by_key(&number, |part| part.number);
-            at.ok().map(|at| &upload.parts[at])
-        };
+        let mut there = HashSet::new();
         for part in &listed {
-            let known = of(part.number)
+            there.insert(part.number);
+            let known = part_of(upload, part.number)
                 .ok_or_else(|| gone(format!("the journal lacks part {}", part.number)))?;
             if let Some(confirmed) = &known.confirmed
                 && !same(confirmed, part)
@@ -445,9 +442,9 @@ impl Resumption<'_> {
                 return Err(gone(format!("the store has another part {}", part.number)).into());
             }
         }
-        let missing = upload.parts.iter().find(|part| {
-            part.confirmed.is_some() && !listed.iter().any(|there| there.number == part.number)
-        });
+        let lost =
+            |part: &&JournalledPart| part.confirmed.is_some() && !there.contains(&part.number);
+        let missing = upload.parts.iter().find(lost);
         match missing {
             Some(part) => Err(gone(format!("the store lost part {}", part.number)).into()),
             None => Ok(()),
@@ -511,9 +508,8 @@ impl Resumption<'_> {
 
     /// Counts a confirmed part as sent; false if it is not confirmed.
     fn skip(&self, number: u32, parts: &mut Upload) -> Result<bool, Failure> {
-        let of = |part: &&JournalledPart| part.number == number;
-        let confirmed = self.upload.parts.iter().find(of);
-        let Some(confirmed) = confirmed.and_then(|part| part.confirmed.as_ref()) else {
+        let known = part_of(self.upload, number);
+        let Some(confirmed) = known.and_then(|part| part.confirmed.as_ref()) else {
             return Ok(false);
         };
         let sent = SentPart {
@@ -679,6 +675,18 @@ fn asked(request: &PutRequest) -> String {
     .to_string()
 }
 
+/// What S3 was to keep, and the ring, as they were asked for.
+#[must_use]
+pub fn asked_of(upload: &JournalledUpload) -> (Attributes, Option<String>) {
+    #[derive(Default, serde::Deserialize)]
+    struct Asked {
+        attributes: Attributes,
+        ring: Option<String>,
+    }
+    let asked: Asked = serde_json::from_str(&upload.journal.request).unwrap_or_default();
+    (asked.attributes, asked.ring)
+}
+
 fn session(engine: &Engine, ticket: &str) -> Result<crate::engine::Session, Error> {
     engine.sessions.begin(ticket).ok_or_else(|| {
         Error::new(
@@ -718,6 +726,14 @@ pub(super) async fn remove_claims(engine: &Engine, place: &Place, upload_id: &st
 
 fn gone(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::UploadGone, why)
+}
+
+/// A part that may have been sent.
+fn part_of(upload: &JournalledUpload, number: u32) -> Option<&JournalledPart> {
+    let at = upload
+        .parts
+        .binary_search_by_key(&number, |part| part.number);
+    upload.parts.get(at.ok()?)
 }
 
 fn misuse() -> Error {
