@@ -147,7 +147,11 @@ impl Catalog {
         row: Option<i64>,
     ) -> Result<(), CatalogError> {
         let id = message_id(&receipt.message_id)?;
-        let change = writer::Change::Put(receipt.clone(), id, header.to_vec(), row);
+        let over = writer::Over {
+            upload: row,
+            ticket: None,
+        };
+        let change = writer::Change::Put(receipt.clone(), id, header.to_vec(), over);
         self.change(change).await
     }
 

@@ -8,6 +8,7 @@
 mod dependents;
 mod error;
 mod journal;
+mod queue;
 mod reader;
 mod rewrap;
 mod schema;
@@ -19,6 +20,7 @@ mod writer;
 
 pub use dependents::{Dependent, Entry};
 pub use error::CatalogError;
+pub use queue::{Backlog, Queued};
 pub use rewrap::{Checkpoint, Unpacked};
 pub use uploads::{ConfirmedPart, Journal, JournalledPart, JournalledUpload, Open, Orphan};
 

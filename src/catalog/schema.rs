@@ -147,6 +147,29 @@ pub(super) const MIGRATIONS: &[&str] = &[
         size            INTEGER,
         PRIMARY KEY (upload, number)
     ) STRICT;
+    CREATE TABLE queue (                      -- in the spool, and not yet in S3
+        seq             INTEGER PRIMARY KEY AUTOINCREMENT,
+        ticket          TEXT NOT NULL UNIQUE, -- its file's name, too
+        bucket          TEXT NOT NULL,
+        key             TEXT NOT NULL,
+        uid             INTEGER NOT NULL,
+        gid             INTEGER NOT NULL,
+        attributes      TEXT NOT NULL,        -- what S3 keeps beside it, as JSON
+        header          BLOB NOT NULL,        -- the exact bytes; no secret
+        message_id      TEXT NOT NULL,
+        wrapping_key    TEXT NOT NULL,
+        recipients      TEXT NOT NULL,
+        created         INTEGER NOT NULL,     -- Unix ms, as in its context
+        plaintext_size  INTEGER NOT NULL,
+        size            INTEGER NOT NULL,     -- of the file
+        crc64           INTEGER NOT NULL,     -- of the file
+        sha256          BLOB NOT NULL,        -- of the file
+        since           INTEGER NOT NULL,     -- Unix ms
+        attempts        INTEGER NOT NULL DEFAULT 0,
+        parked          TEXT,                 -- an error's type
+        why             TEXT
+    ) STRICT;
+    CREATE INDEX queue_place ON queue (bucket, key);
 ",
 ];
 

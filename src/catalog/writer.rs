@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use super::{CanaryRow, CatalogError, WrapsRow, rewrap, schema, uploads, wraps};
+use super::{CanaryRow, CatalogError, WrapsRow, queue, rewrap, schema, uploads, wraps};
 use crate::api::Receipt;
 
 /// Most changes in one transaction. Bounds how long the first of them waits
@@ -22,9 +22,9 @@ const MAX_BATCH: usize = 1024;
 
 /// One change to the catalogue.
 pub(super) enum Change {
-    /// A message was stored and acknowledged, with its header, and the row of
-    /// the upload that it was.
-    Put(Receipt, MessageId, Vec<u8>, Option<i64>),
+    /// A message was stored and acknowledged: with its header, and what is
+    /// over with it.
+    Put(Receipt, MessageId, Vec<u8>, Over),
     /// A place, or one version of it, was deleted.
     Delete {
         bucket: String,
@@ -47,6 +47,17 @@ pub(super) enum Change {
     Rewrap(rewrap::Change),
     /// The upload journal.
     Upload(uploads::Change),
+    /// The queue.
+    Queue(queue::Change),
+}
+
+/// What a stored message was until then.
+#[derive(Default)]
+pub(super) struct Over {
+    /// The journal's row of an upload.
+    pub(super) upload: Option<i64>,
+    /// A ticket of the queue.
+    pub(super) ticket: Option<String>,
 }
 
 /// A message id as stored: its bytes.
@@ -185,10 +196,13 @@ impl From<std::num::TryFromIntError> for ApplyError {
 fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
     let now = now_ms();
     match change {
-        Change::Put(receipt, message_id, header, upload) => {
+        Change::Put(receipt, message_id, header, over) => {
             put(tx, receipt, message_id, header, now)?;
-            if let Some(row) = upload {
-                uploads::forget(tx, *row)?;
+            if let Some(row) = over.upload {
+                uploads::forget(tx, row)?;
+            }
+            if let Some(ticket) = &over.ticket {
+                queue::leave(tx, ticket)?;
             }
         }
         Change::Delete {
@@ -233,6 +247,7 @@ fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
         }
         Change::Rewrap(change) => rewrap::apply(tx, change, now)?,
         Change::Upload(change) => return uploads::apply(tx, change, now),
+        Change::Queue(change) => return queue::apply(tx, change, now),
     }
     Ok(Effect::Made)
 }
