@@ -3,6 +3,7 @@
 //!
 //! Field names and error types are promises to clients (docs/api.md).
 
+mod archive;
 mod error;
 mod evidence;
 mod grants;
@@ -12,6 +13,7 @@ mod rewrap;
 mod uploads;
 mod verify;
 
+pub use archive::{ArchiveState, Availability, Standing, Tier, VersionEntry, VersionList};
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
     Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
@@ -70,6 +72,16 @@ pub mod header {
     pub const UPLOAD_LENGTH: &str = "upload-length";
     /// `?1` if a request is to complete, or an answer says that it has.
     pub const UPLOAD_COMPLETE: &str = "upload-complete";
+    /// On responses: what the catalogue says of the message.
+    pub const STANDING: &str = "strongroom-standing";
+    /// On responses: the `[[writer]]` whose catalogue has the message.
+    pub const WRITER: &str = "strongroom-writer";
+    /// On requests: looks for the message in the writers' catalogues too, if
+    /// this host's does not have it.
+    pub const ASK_WRITERS: &str = "strongroom-ask-writers";
+    /// On responses: the state of a copy that was restored from an archive
+    /// class, in S3's words.
+    pub const RESTORE: &str = "strongroom-restore";
     /// On every response: the id in the agent's log lines.
     pub const REQUEST_ID: &str = "strongroom-request-id";
 }
@@ -157,6 +169,9 @@ pub struct Inspection {
     /// S3's storage class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
+    /// Whether it can be read now, for objects in an archive class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveState>,
     /// ESDK message format version.
     pub format_version: u8,
     /// ESDK algorithm suite, such as `0x0478`.

@@ -10,7 +10,7 @@ mod proof;
 
 pub use body::PlaintextBody;
 
-use crate::api::{Error, ErrorKind, Receipt};
+use crate::api::{self, Error, ErrorKind, Receipt};
 use crate::binding;
 use crate::catalog::{CatalogError, Standing};
 use crate::engine::Engine;
@@ -77,6 +77,12 @@ pub struct Facts {
     pub content_type: Option<String>,
     /// S3's modification time, RFC 3339.
     pub last_modified: Option<String>,
+    /// What the catalogue says of the message.
+    pub standing: api::Standing,
+    /// S3's storage class.
+    pub storage_class: Option<String>,
+    /// The state of a copy restored from an archive class, in S3's words.
+    pub restore: Option<String>,
     /// Another writer stored it.
     pub foreign: bool,
     /// The store's id of the request that brought the header.
@@ -142,7 +148,7 @@ pub async fn get(
     // The data key goes here; what opens the body stays.
     let (opener, wrapping_key) = (opened.opener, opened.key);
     let created = binding::check(header.context(), place, request.allow_unbound)?;
-    let foreign = check_standing(engine, &request, &header, created, known, &window.pin).await?;
+    let standing = check_standing(engine, &request, &header, created, known, &window.pin).await?;
 
     let vouched = match via {
         Via::Compromised => receipt,
@@ -157,6 +163,7 @@ pub async fn get(
         .hint("fetch the whole object"));
     }
     let request_id = window.request_id.clone();
+    let names_version = request.version_id.is_some();
     let sealed = proof::prove(engine, &request, window, Arc::new(opener), vouched).await?;
     let len = sealed.plaintext_len();
     let span = resolve(request.wanted, len)?;
@@ -168,7 +175,11 @@ pub async fn get(
         version_id: sealed.pin().version_id.clone(),
         content_type: sealed.pin().content_type.clone(),
         last_modified: sealed.pin().last_modified.clone(),
-        foreign,
+        standing,
+        storage_class: sealed.pin().storage_class.clone(),
+        restore: sealed.pin().restore.clone(),
+        // Whoever names a version is not warned of a new one.
+        foreign: standing == api::Standing::Foreign && !names_version,
         request_id,
     };
     let body = PlaintextBody::new(engine.clone(), request.place, sealed, span);
@@ -211,7 +222,8 @@ fn unreadable(error: &CatalogError) -> Error {
     Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(error)
 }
 
-/// SECURITY rule 6. True if another writer stored it.
+/// SECURITY rule 6: what the catalogue says of the message, or that it is a
+/// rollback. Whoever named a version meant that one: he is told, and served.
 async fn check_standing(
     engine: &Engine,
     request: &GetRequest,
@@ -219,13 +231,10 @@ async fn check_standing(
     created: u64,
     known: Option<Receipt>,
     pin: &Pin,
-) -> Result<bool, Error> {
-    if request.version_id.is_some() {
-        return Ok(false);
-    }
+) -> Result<api::Standing, Error> {
     let message_id = header.message_id().to_string();
     if known.is_some_and(|receipt| receipt.message_id == message_id) {
-        return Ok(false);
+        return Ok(api::Standing::Current);
     }
     let place = &request.place;
     let classify = || async {
@@ -236,6 +245,15 @@ async fn check_standing(
             .map_err(|e| unreadable(&e))
     };
     let mut standing = classify().await?;
+    if request.version_id.is_some() {
+        return Ok(match standing {
+            Standing::Unknown => api::Standing::Unknown,
+            Standing::Current(_) => api::Standing::Current,
+            Standing::Superseded { .. } => api::Standing::Superseded,
+            Standing::Older { .. } => api::Standing::Older,
+            Standing::Newer => api::Standing::Foreign,
+        });
+    }
     if standing == Standing::Newer {
         // It may be one of our own that S3 has and whose receipt is being
         // written: its writer holds the place.
@@ -243,7 +261,8 @@ async fn check_standing(
         standing = classify().await?;
     }
     match standing {
-        Standing::Unknown | Standing::Current(_) => Ok(false),
+        Standing::Unknown => Ok(api::Standing::Unknown),
+        Standing::Current(_) => Ok(api::Standing::Current),
         Standing::Superseded { .. } => Err(Error::new(
             ErrorKind::RolledBack,
             "the store serves a message that this agent has since replaced or deleted",
@@ -265,7 +284,7 @@ async fn check_standing(
                 .record_foreign(&place.bucket, &place.key, &message_id, created, version)
                 .await
                 .map_err(|e| unreadable(&e))?;
-            Ok(true)
+            Ok(api::Standing::Foreign)
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::catalog::{CatalogError, Entry};
 use crate::config::Writer;
 use crate::engine::Engine;
 
+pub use writers::has as writer_has;
 use writers::Export;
 
 /// Reasons that are told one by one; the rest is counted.

@@ -1,5 +1,6 @@
 //! The server: HTTP/1.1 on the Unix socket, confined, without PIN or module.
 
+mod archive;
 mod audit;
 mod catalog;
 mod connection;

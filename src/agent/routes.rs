@@ -14,6 +14,7 @@ use crate::admin;
 use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo, Operation};
 use crate::config::WrapLimit;
 
+use super::archive;
 use super::audit::{self, Asked};
 use super::catalog;
 use super::evidence;
@@ -127,10 +128,16 @@ async fn route(
         };
         return match granted.rights.operation {
             Operation::Put => objects::put(granted, target, query, &parts.headers, body).await,
+            Operation::Get if parts.method == Method::POST => {
+                archive::ask_for(granted, target, query).await
+            }
             Operation::Get => objects::get(granted, target, query, &parts.headers, false).await,
             Operation::Head => objects::get(granted, target, query, &parts.headers, true).await,
             Operation::Inspect => objects::inspect(granted, target, query).await,
             Operation::Delete => objects::delete(granted, target, query).await,
+            Operation::List if query.has("versions") => {
+                archive::versions(granted, target.bucket, query).await
+            }
             Operation::List => objects::list(granted, target.bucket, query).await,
             _ => Err(not_allowed(&parts.method, &path)),
         };
@@ -274,6 +281,8 @@ fn operation(method: &Method, query: &Query, target: &Result<Target, Error>) -> 
         Method::GET if query.has("inspect") => Operation::Inspect,
         Method::GET if whole_bucket => Operation::List,
         Method::GET => Operation::Get,
+        // What is asked for is to be read.
+        Method::POST if query.has("restore") && !whole_bucket => Operation::Get,
         Method::HEAD => Operation::Head,
         Method::PUT => Operation::Put,
         Method::DELETE => Operation::Delete,

@@ -99,7 +99,7 @@ kinds! {
     /// S3 cannot be reached, or asks us to slow down.
     StoreAway => "store-away", 502, 75, "the store cannot be reached", "check the endpoint and the network; the same request may succeed later";
     /// The object is in an archive tier.
-    Archived => "archived", 409, 75, "the object is archived", "restore it in S3 first, then read it";
+    Archived => "archived", 409, 75, "the object is archived", "`strongroom restore --tier standard` asks the store for it; read it when it is there";
     /// The token or its worker is away.
     TokenAway => "token-away", 503, 75, "the token is away", "`strongroom status` says why; the same request may succeed later";
     /// The token's PIN was refused.

@@ -43,6 +43,8 @@ pub enum Kind {
     Delete,
     /// Keyslots were to be written.
     Rewrap,
+    /// An object was to be asked for, out of an archive class.
+    Restore,
     /// Something else that a grant governs.
     Admin,
     /// An upload that may be resumed was begun, found, resumed or given up.

@@ -292,6 +292,7 @@ fn is_operation(kind: Kind) -> bool {
             | Kind::List
             | Kind::Delete
             | Kind::Rewrap
+            | Kind::Restore
             | Kind::Admin
     )
 }
@@ -305,6 +306,7 @@ fn word(kind: Kind) -> &'static str {
         Kind::List => "list",
         Kind::Delete => "delete",
         Kind::Rewrap => "rewrap",
+        Kind::Restore => "restore",
         _ => "admin",
     }
 }
