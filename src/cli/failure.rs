@@ -103,6 +103,11 @@ impl Failure {
         self.code
     }
 
+    /// What failed and why.
+    pub(super) fn what(&self) -> &str {
+        &self.what
+    }
+
     /// Tells it on stderr.
     pub(super) fn report(&self) {
         if self.what.is_empty() {
