@@ -61,8 +61,8 @@ pub(super) struct RestoreArgs {
     /// List the runs, and restore nothing
     #[arg(long, conflicts_with_all = ["list_files", "to"])]
     list: bool,
-    /// List what would be restored into an empty directory, and restore nothing
-    #[arg(long, conflicts_with = "to")]
+    /// List the files of a run, or those that match, and restore nothing
+    #[arg(long)]
     list_files: bool,
     /// What becomes of files that are there and differ
     #[arg(long, value_name = "WHICH", value_enum, default_value = "older")]
@@ -165,9 +165,18 @@ pub(super) async fn run(ui: &Ui, args: RestoreArgs) -> Result<(), Failure> {
         (None, Some(at)) => When::At(at),
         (None, None) => When::Latest,
     };
-    let selection = Selection::new(&args.patterns, &args.exclude)?;
+    let mut patterns = args.patterns.clone();
+    // What is listed goes nowhere: all that follows are patterns.
+    let to = match &args.to {
+        Some(first) if args.list_files => {
+            patterns.push(first.clone().into_os_string());
+            None
+        }
+        to => to.as_ref(),
+    };
+    let selection = Selection::new(&patterns, &args.exclude)?;
     let found = archive.find(when, &asking).await?;
-    let mut tree = match &args.to {
+    let mut tree = match to {
         Some(path) if !args.dry_run || path.is_dir() => Some(Tree::open(path)?),
         _ => None,
     };

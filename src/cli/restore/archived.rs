@@ -16,7 +16,7 @@ use crate::client::{Download, GetOptions};
 use crate::manifest::Kind;
 
 /// Between the first look at what was asked for and the next; doubles.
-const FIRST_LOOK: Duration = Duration::from_secs(5);
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// At most: retrieval takes minutes to days.
 const SELDOM: Duration = Duration::from_secs(600);
 

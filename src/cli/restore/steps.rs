@@ -21,7 +21,7 @@ use super::select::Selection;
 use super::tree::{Spot, Tree};
 use super::{Options, Overwrite};
 use crate::cli::failure::{FAILED, Failure};
-use crate::manifest::{Content, Entry, Kind, RelPath, Time};
+use crate::manifest::{Content, Entry, Kind, MAX_XATTRS, RelPath, Time};
 
 /// Bytes of a bundle fetched in one request, at most: enough to make the
 /// request's cost small, and little to send again.
@@ -101,17 +101,17 @@ impl Steps<'_> {
             FuturesUnordered::new();
         let mut batch = Batch::default();
         // Directories on the way to the current entry that were not needed yet.
-        let mut above: Vec<Entry> = Vec::new();
+        let mut above: Vec<RelPath> = Vec::new();
         let mut entries = self.manifest.entries()?;
         while let Some(entry) = entries.next()? {
             if self.outcome.is_stopped() {
                 break;
             }
-            above.retain(|dir| entry.path.is_within(&dir.path));
+            above.retain(|dir| entry.path.is_within(dir));
             let wanted = takes(self.selection, self.options.deleted, &entry);
             let stand_in = self.plan.promoted.get(&entry.path);
             if entry.kind == Kind::Dir && !wanted {
-                above.push(entry);
+                above.push(entry.path);
                 continue;
             }
             if !wanted && stand_in.is_none() {
@@ -119,11 +119,11 @@ impl Steps<'_> {
             }
             if wanted {
                 for dir in above.drain(..) {
-                    self.directory(&dir, false);
+                    self.directory(dir, false);
                 }
             }
             match &entry.kind {
-                Kind::Dir => self.directory(&entry, true),
+                Kind::Dir => self.directory(entry.path.clone(), true),
                 Kind::File(content) => {
                     let mut jobs = Vec::new();
                     if wanted {
@@ -152,19 +152,19 @@ impl Steps<'_> {
     }
 
     /// Makes a directory, for its own sake or for something in it.
-    fn directory(&self, entry: &Entry, wanted: bool) {
+    fn directory(&self, path: RelPath, wanted: bool) {
         let mut tree = self.tree.borrow_mut();
         let Some(tree) = tree.as_mut().filter(|_| !self.options.dry_run) else {
             return;
         };
-        match tree.make_dir(&entry.path) {
+        match tree.make_dir(&path, wanted) {
             Ok((_, made)) => {
                 if made && !wanted {
-                    self.made.borrow_mut().insert(entry.path.clone());
+                    self.made.borrow_mut().insert(path);
                 }
             }
             Err(error) => {
-                let path = name(&entry.path);
+                let path = name(&path);
                 let what = format!("cannot make the directory {path}");
                 self.outcome.failed(&path, &blocked(what, &error));
             }
@@ -400,14 +400,20 @@ impl Steps<'_> {
         };
         let restored = match first_spot.look() {
             // Its mtime is the entry's: both are one inode.
-            Ok(Some(meta)) if meta.is_file() && modified(&meta) == entry.mtime => meta,
+            Ok(Some(meta))
+                if meta.is_file()
+                    && (modified(&meta) == entry.mtime
+                        || there.as_ref().is_some_and(|there| is_one(there, &meta))) =>
+            {
+                meta
+            }
             Ok(None) if self.outcome.counts().archived > 0 => {
                 // It comes when its first name does.
                 return self.outcome.add(|counts| counts.archived += 1);
             }
             _ => return failed(&no_first(path, first)),
         };
-        let same = |meta: &Metadata| meta.dev() == restored.dev() && meta.ino() == restored.ino();
+        let same = |meta: &Metadata| is_one(meta, &restored);
         let decision = decide(there.as_ref(), entry.mtime, self.options.overwrite, same);
         let Some(replace) = self.act_on(path, decision) else {
             return;
@@ -465,6 +471,11 @@ impl Steps<'_> {
     }
 }
 
+/// Whether both are the same file.
+fn is_one(a: &Metadata, b: &Metadata) -> bool {
+    a.dev() == b.dev() && a.ino() == b.ino()
+}
+
 fn no_first(path: &RelPath, first: &RelPath) -> Failure {
     Failure::new(
         FAILED,
@@ -507,6 +518,8 @@ fn has(spot: &Spot, sha256: &[u8; 32]) -> bool {
 #[derive(Default)]
 struct Batch {
     jobs: Vec<Job>,
+    /// Bytes of their extended attributes, which wait in memory.
+    attributes: usize,
 }
 
 impl Batch {
@@ -515,21 +528,30 @@ impl Batch {
         if job.at.offset.is_none() {
             return Some(vec![job]);
         }
-        if self.takes(&job) {
+        let attributes: usize = job
+            .entry
+            .iter()
+            .flat_map(|entry| &entry.xattrs)
+            .map(|(_, value)| value.len())
+            .sum();
+        if self.takes(&job, attributes) {
             self.jobs.push(job);
+            self.attributes += attributes;
             return None;
         }
         let full = std::mem::replace(&mut self.jobs, vec![job]);
+        self.attributes = attributes;
         (!full.is_empty()).then_some(full)
     }
 
-    fn takes(&self, job: &Job) -> bool {
+    fn takes(&self, job: &Job, attributes: usize) -> bool {
         let (Some(first), Some(last)) = (self.jobs.first(), self.jobs.last()) else {
             return true;
         };
         let begin = |job: &Job| job.at.offset.unwrap_or(0);
         let end = |job: &Job| begin(job).saturating_add(job.size.unwrap_or(0));
         self.jobs.len() < BATCH_FILES
+            && self.attributes + attributes <= MAX_XATTRS
             && first.at.shares_object(&job.at)
             && begin(job) >= end(last)
             && begin(job) - end(last) <= GAP

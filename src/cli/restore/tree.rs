@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags,
@@ -23,8 +24,12 @@ use rustix::io::Errno;
 use crate::cli::failure::{Failure, TEMPORARY};
 use crate::manifest::RelPath;
 
-/// What temporary names begin with; 16 hexadecimal digits follow.
+/// What temporary names begin with. 16 hexadecimal digits follow: half of them
+/// are the process's, so that it does not sweep away its own.
 const TEMPORARY_NAME: &str = ".strongroom-restore-";
+/// This process's digits in temporary names.
+static PROCESS: LazyLock<String> =
+    LazyLock::new(|| random_digits().unwrap_or_else(|_| "00000000".to_owned()));
 /// Attempts at a path while somebody renames directories around us: the
 /// kernel answers EAGAIN when it cannot be sure (openat2(2)).
 const ATTEMPTS: usize = 16;
@@ -92,14 +97,22 @@ impl Tree {
         Ok(dir)
     }
 
-    /// Makes a directory, and those above it; says whether it is new.
-    pub(super) fn make_dir(&mut self, path: &RelPath) -> io::Result<(Rc<OwnedFd>, bool)> {
+    /// Makes a directory, and those above it; says whether it is new. One
+    /// that is there and `wanted` is opened to its owner: an earlier run may
+    /// have given it a mode that closes it, and the last step sets modes again.
+    pub(super) fn make_dir(
+        &mut self,
+        path: &RelPath,
+        wanted: bool,
+    ) -> io::Result<(Rc<OwnedFd>, bool)> {
         match self.dir(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             found => {
                 let dir = found?;
                 sweep(&dir);
-                make_writable(&dir)?;
+                if wanted {
+                    make_writable(&dir)?;
+                }
                 return Ok((dir, false));
             }
         }
@@ -116,7 +129,9 @@ impl Tree {
         let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let name = path.components().last().unwrap_or_default();
         let dir = match self.dir(&parent) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_dir(&parent)?.0,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_dir(&parent, false)?.0
+            }
             found => found?,
         };
         Ok(Spot {
@@ -196,12 +211,12 @@ fn sweep(dir: &OwnedFd) {
 fn is_temporary(name: &[u8]) -> bool {
     name.strip_prefix(TEMPORARY_NAME.as_bytes())
         .is_some_and(|rest| {
-            rest.len() == 16 && rest.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            rest.len() == 16
+                && !rest.starts_with(PROCESS.as_bytes())
+                && rest.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
         })
 }
 
-/// A directory that an earlier run gave its mode may be closed to its owner.
-/// The last step of a run sets modes again.
 fn make_writable(dir: &OwnedFd) -> io::Result<()> {
     let meta = File::from(dir.try_clone()?).metadata()?;
     let me = rustix::process::geteuid();
@@ -217,11 +232,15 @@ fn unnamed(dir: &OwnedFd, access: OFlags) -> rustix::io::Result<File> {
     rustix::fs::openat(dir, ".", flags, Mode::from_raw_mode(0o600)).map(File::from)
 }
 
-fn temporary_name() -> io::Result<OsString> {
-    let mut random = [0; 8];
+fn random_digits() -> io::Result<String> {
+    let mut random = [0; 4];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
-    let digits = data_encoding::HEXLOWER.encode(&random);
-    Ok(format!("{TEMPORARY_NAME}{digits}").into())
+    Ok(data_encoding::HEXLOWER.encode(&random))
+}
+
+fn temporary_name() -> io::Result<OsString> {
+    let digits = random_digits()?;
+    Ok(format!("{TEMPORARY_NAME}{}{digits}", *PROCESS).into())
 }
 
 impl Spot {

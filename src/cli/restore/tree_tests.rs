@@ -57,7 +57,7 @@ fn rule_16_no_symbolic_link_is_followed_on_the_way() {
     symlink("..", inside.join("up")).unwrap();
     for at in ["link/x", "magic/x", "up/x", "link/deeper/x"] {
         target.write(at, b"x", true).unwrap_err();
-        target.tree.make_dir(&path(at)).unwrap_err();
+        target.tree.make_dir(&path(at), true).unwrap_err();
     }
     // The link itself is replaced, not what it names.
     std::fs::write(outside.join("kept"), b"kept").unwrap();
@@ -97,7 +97,7 @@ fn what_a_killed_restore_left_is_swept_and_nothing_else() {
         std::fs::write(inside.join("d").join(name), b"").unwrap();
     }
     std::fs::write(inside.join("d/.strongroom-restore-0123456789abcdef"), b"").unwrap();
-    target.tree.make_dir(&path("d")).unwrap();
+    target.tree.make_dir(&path("d"), true).unwrap();
     let mut left: Vec<_> = std::fs::read_dir(inside.join("d"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
