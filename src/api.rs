@@ -10,6 +10,7 @@ mod grants;
 mod operation;
 mod retire;
 mod rewrap;
+mod uploads;
 mod verify;
 
 pub use archive::{ArchiveState, Availability, Standing, Tier, VersionEntry, VersionList};
@@ -25,6 +26,7 @@ pub use retire::{
     RetireRequest,
 };
 pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
+pub use uploads::UploadInfo;
 pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +63,15 @@ pub mod header {
     pub const VERSION_ID: &str = "strongroom-version-id";
     /// On responses: `true` if another writer stored this object.
     pub const FOREIGN_WRITE: &str = "strongroom-foreign-write";
+    /// What an upload's client says its source is.
+    pub const SOURCE: &str = "strongroom-source";
+    /// Where an upload stands, or a part of it begins: bytes (the IETF's
+    /// draft on resumable uploads, as the two below).
+    pub const UPLOAD_OFFSET: &str = "upload-offset";
+    /// The bytes of an upload in all.
+    pub const UPLOAD_LENGTH: &str = "upload-length";
+    /// `?1` if a request is to complete, or an answer says that it has.
+    pub const UPLOAD_COMPLETE: &str = "upload-complete";
     /// On responses: what the catalogue says of the message.
     pub const STANDING: &str = "strongroom-standing";
     /// On responses: the `[[writer]]` whose catalogue has the message.
@@ -158,6 +169,12 @@ pub struct Inspection {
     /// S3's storage class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
+    /// Object Lock retains it until then, as the store reports it, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_until: Option<String>,
+    /// Object Lock's mode, as the store reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_mode: Option<String>,
     /// Whether it can be read now, for objects in an archive class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveState>,

@@ -6,6 +6,7 @@
 
 mod archive;
 mod lines;
+mod resume;
 mod rewrap;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod transfer;
 mod wire;
 
 pub use lines::Lines;
+pub use resume::Resumable;
 pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 

@@ -21,6 +21,7 @@ mod serve;
 mod source;
 mod start;
 mod state;
+mod uploads;
 mod verify;
 
 pub use peer::Subject;

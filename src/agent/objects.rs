@@ -39,7 +39,7 @@ pub(super) struct Granted {
 
 impl Granted {
     /// What counts this request's bytes and slows them down.
-    fn meter(&self, counter: &Counter) -> Meter {
+    pub(super) fn meter(&self, counter: &Counter) -> Meter {
         let limits = self.rights.limits.clone();
         Meter::new(limits, self.app.engine.pool.clone(), counter.clone())
     }

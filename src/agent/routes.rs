@@ -29,6 +29,7 @@ use super::reply::{self, Body};
 use super::request::{self, Query, Target, malformed};
 use super::rewrap;
 use super::state::App;
+use super::uploads::{self, UPLOADS};
 use super::verify;
 
 /// Longest JSON body we read, in bytes.
@@ -140,6 +141,19 @@ async fn route(
             Operation::List => objects::list(granted, target.bucket, query).await,
             _ => Err(not_allowed(&parts.method, &path)),
         };
+    }
+    if let Some(rest) = path.strip_prefix(UPLOADS) {
+        let asked = uploads::Asked {
+            app,
+            peer,
+            request_id,
+            timer,
+            method: &parts.method,
+            rest,
+            query,
+            headers: &parts.headers,
+        };
+        return asked.answer(body).await;
     }
     let admin = || policy.decide(subject, &Ask::admin());
     if let Some(id) = path.strip_prefix("/v1/requests/") {
@@ -253,10 +267,8 @@ async fn route(
             | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test"
             | "/v1/metrics" | "/v1/verify" | "/v1/catalog" | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
-        (_, "/v1/uploads") => {
-            admin().map_err(refused)?;
-            Err(not_implemented(&path))
-        }
+        (&Method::GET, "/v1/uploads") => uploads::list(app, peer).await,
+        (_, "/v1/uploads") => Err(not_allowed(&parts.method, &path)),
         _ => Err(Error::new(ErrorKind::NotFound, format!("no route {path}"))),
     }
 }
@@ -287,13 +299,6 @@ fn label(path: &str, asked: &Asked) -> &'static str {
         "/v1/rewrap" => Operation::Rewrap.as_str(),
         _ => asked.operation().as_str(),
     }
-}
-
-fn not_implemented(path: &str) -> Error {
-    Error::new(
-        ErrorKind::NotImplemented,
-        format!("{path} is not in this release"),
-    )
 }
 
 fn not_allowed(method: &Method, path: &str) -> Error {

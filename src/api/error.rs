@@ -56,6 +56,10 @@ kinds! {
     TooSlow => "too-slow", 408, 75, "the client was too slow", "send the body without long pauses";
     /// Somebody else changed the object meanwhile.
     Conflict => "conflict", 409, 75, "changed meanwhile", "try again";
+    /// The bytes do not begin where the upload stands.
+    UploadOffset => "upload-offset", 409, 75, "the upload stands elsewhere", "ask where it stands (HEAD), and go on from there";
+    /// It was completed, aborted or given up, or its source changed.
+    UploadGone => "upload-gone", 410, 75, "the upload cannot go on", "begin it again: the same request makes a new one";
     /// `If-None-Match: *` and the object exists.
     AlreadyExists => "already-exists", 412, 73, "already exists", "nothing was stored; choose another key, or allow overwriting";
     /// A limit of ours or of S3's.

@@ -47,6 +47,8 @@ pub enum Kind {
     Restore,
     /// Something else that a grant governs.
     Admin,
+    /// An upload that may be resumed was begun, found, resumed or given up.
+    Upload,
     /// No grant permitted it.
     Denied,
     /// A wrapping key changed its state.

@@ -7,17 +7,22 @@
 
 mod dependents;
 mod error;
+mod journal;
+mod queue;
 mod reader;
 mod rewrap;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod uploads;
 mod wraps;
 mod writer;
 
 pub use dependents::{Dependent, Entry};
 pub use error::CatalogError;
+pub use queue::{Backlog, Queued};
 pub use rewrap::{Checkpoint, Unpacked};
+pub use uploads::{ConfirmedPart, Journal, JournalledPart, JournalledUpload, Open, Orphan};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -181,9 +186,7 @@ impl Catalog {
         receipt: &Receipt,
         header: &[u8],
     ) -> Result<(), CatalogError> {
-        let id = message_id(&receipt.message_id)?;
-        self.change(Change::Put(receipt.clone(), id, header.to_vec()))
-            .await
+        self.record_uploaded(receipt, header, None).await
     }
 
     /// Records a deletion: of the place or, where the caller named a
@@ -425,7 +428,7 @@ impl Catalog {
         let key = key.to_owned();
         match self.change_blocking(Change::Wraps { key, count })? {
             Effect::Wraps(row) => Ok(row),
-            Effect::Made | Effect::None => Err(CatalogError::Closed),
+            _ => Err(CatalogError::Closed),
         }
     }
 

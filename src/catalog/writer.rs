@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use super::{CanaryRow, CatalogError, WrapsRow, rewrap, schema, wraps};
+use super::{CanaryRow, CatalogError, WrapsRow, queue, rewrap, schema, uploads, wraps};
 use crate::api::Receipt;
 
 /// Most changes in one transaction. Bounds how long the first of them waits
@@ -22,8 +22,9 @@ const MAX_BATCH: usize = 1024;
 
 /// One change to the catalogue.
 pub(super) enum Change {
-    /// A message was stored and acknowledged.
-    Put(Receipt, MessageId, Vec<u8>),
+    /// A message was stored and acknowledged: with its header, and what is
+    /// over with it.
+    Put(Receipt, MessageId, Vec<u8>, Over),
     /// A place, or one version of it, was deleted.
     Delete {
         bucket: String,
@@ -44,6 +45,19 @@ pub(super) enum Change {
     Wraps { key: String, count: u64 },
     /// Keyslots are being written.
     Rewrap(rewrap::Change),
+    /// The upload journal.
+    Upload(uploads::Change),
+    /// The queue.
+    Queue(queue::Change),
+}
+
+/// What a stored message was until then.
+#[derive(Default)]
+pub(super) struct Over {
+    /// The journal's row of an upload.
+    pub(super) upload: Option<i64>,
+    /// A ticket of the queue.
+    pub(super) ticket: Option<String>,
 }
 
 /// A message id as stored: its bytes.
@@ -57,6 +71,8 @@ pub(super) enum Effect {
     None,
     /// The count of a key's wraps after it.
     Wraps(WrapsRow),
+    /// The row, or the number, that it made.
+    Row(i64),
 }
 
 /// How a change ended.
@@ -180,7 +196,15 @@ impl From<std::num::TryFromIntError> for ApplyError {
 fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
     let now = now_ms();
     match change {
-        Change::Put(receipt, message_id, header) => put(tx, receipt, message_id, header, now)?,
+        Change::Put(receipt, message_id, header, over) => {
+            put(tx, receipt, message_id, header, now)?;
+            if let Some(row) = over.upload {
+                uploads::forget(tx, row)?;
+            }
+            if let Some(ticket) = &over.ticket {
+                queue::leave(tx, ticket)?;
+            }
+        }
         Change::Delete {
             bucket,
             key,
@@ -222,6 +246,8 @@ fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
             return Ok(Effect::Wraps(wraps::reserve(tx, key, *count)?));
         }
         Change::Rewrap(change) => rewrap::apply(tx, change, now)?,
+        Change::Upload(change) => return uploads::apply(tx, change, now),
+        Change::Queue(change) => return queue::apply(tx, change, now),
     }
     Ok(Effect::Made)
 }

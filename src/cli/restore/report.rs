@@ -109,7 +109,7 @@ impl<'a> Outcome<'a> {
             return;
         }
         if self.ui.is_json() {
-            self.event("failed", path, Some(failure.what()));
+            self.event("failed", path, Some(failure.parts().0));
         } else {
             failure.report();
         }
