@@ -13,8 +13,8 @@ mod verify;
 
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
-    Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
-    LifeEvent, Listing, LogReport, Outage, Report, Shown,
+    Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken,
+    EvidenceVerification, Installation, LifeEvent, Listing, LogReport, Outage, Report, Shown,
 };
 pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
@@ -23,7 +23,7 @@ pub use retire::{
     RetireRequest,
 };
 pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
-pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
+pub use verify::{Verification, VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 
 use serde::{Deserialize, Serialize};
 

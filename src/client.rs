@@ -281,6 +281,18 @@ impl Client {
         Ok(Lines::new(answer.await?))
     }
 
+    /// Takes the catalogue for good although the evidence knows another; says
+    /// what was known against it.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn accept_catalog(&self) -> Result<serde_json::Value, Error> {
+        self.call(Method::POST, "/v1/catalog/accept", Upload::empty())
+            .await?
+            .json()
+            .await
+    }
+
     /// Takes a step of a key's import; the answer is the step's own.
     ///
     /// # Errors

@@ -61,6 +61,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("doctor", "admin"),
     // How a header is read is known in one place.
     ("verify", "objects"),
+    // And how one is read.
+    ("verify", "get"),
     ("retire", "objects"),
     // Other writers' catalogues are objects, read as any other.
     ("retire", "get"),

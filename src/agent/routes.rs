@@ -190,13 +190,22 @@ async fn route(
             keys::retire(app, peer, request_id, wanted).await
         }
         (&Method::POST, "/v1/verify") => {
-            admin().map_err(refused)?;
+            if admin().is_err() {
+                policy
+                    .somewhere(subject, Operation::List)
+                    .map_err(refused)?;
+            }
             let wanted = read_json(body, "what to verify").await?;
-            verify::answer(app, peer, request_id, wanted).await
+            let rights = verify::rights(&policy, peer, &wanted).map_err(refused)?;
+            verify::answer(app, peer, request_id, rights, wanted).await
         }
         (&Method::GET, "/v1/catalog") => {
             admin().map_err(refused)?;
             catalog::answer(app, peer, request_id).await
+        }
+        (&Method::POST, "/v1/catalog/accept") => {
+            admin().map_err(refused)?;
+            catalog::accept(app, peer, request_id).await
         }
         (&Method::POST, "/v1/keys/import") => {
             admin().map_err(refused)?;
@@ -244,7 +253,7 @@ async fn route(
             _,
             "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/import"
             | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test"
-            | "/v1/metrics" | "/v1/verify" | "/v1/catalog" | "/v1/rewrap",
+            | "/v1/metrics" | "/v1/verify" | "/v1/catalog" | "/v1/catalog/accept" | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
         (_, "/v1/uploads") => {
             admin().map_err(refused)?;

@@ -7,9 +7,12 @@
 
 mod dependents;
 mod error;
+mod head;
+mod places;
 mod reader;
 mod rewrap;
 mod schema;
+mod seen;
 #[cfg(test)]
 mod tests;
 mod wraps;
@@ -17,7 +20,10 @@ mod writer;
 
 pub use dependents::{Dependent, Entry};
 pub use error::CatalogError;
+pub use head::Head;
+pub use places::{Asked, Match, PlaceRecord, Record, Waiting};
 pub use rewrap::{Checkpoint, Unpacked};
+pub use seen::Seen;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -425,7 +431,7 @@ impl Catalog {
         let key = key.to_owned();
         match self.change_blocking(Change::Wraps { key, count })? {
             Effect::Wraps(row) => Ok(row),
-            Effect::Made | Effect::None => Err(CatalogError::Closed),
+            Effect::Made | Effect::None | Effect::Head(_) => Err(CatalogError::Closed),
         }
     }
 
@@ -442,12 +448,13 @@ impl Catalog {
     }
 
     async fn change(&self, change: Change) -> Result<(), CatalogError> {
+        self.effect(change).await.map(|_| ())
+    }
+
+    async fn effect(&self, change: Change) -> Outcome {
         let (sender, answer) = oneshot::channel::<Outcome>();
         self.send(change, Reply::Async(sender))?;
-        answer
-            .await
-            .unwrap_or(Err(CatalogError::Closed))
-            .map(|_| ())
+        answer.await.unwrap_or(Err(CatalogError::Closed))
     }
 
     fn send(&self, change: Change, reply: Reply) -> Result<(), CatalogError> {

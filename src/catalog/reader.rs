@@ -88,7 +88,7 @@ pub(super) fn lookup(
     .optional()
 }
 
-/// One message of a place, by its id.
+/// One message of a place that this host stored, by its id.
 pub(super) fn message(
     conn: &Connection,
     bucket: &str,
@@ -99,7 +99,7 @@ pub(super) fn message(
         "SELECT NULL, m.version_id, m.etag, m.plaintext_size, m.stored_size,
                 m.checksum, m.message_id, m.wrapping_key, m.created, m.recipients
          FROM place p JOIN message m ON m.place = p.id
-         WHERE p.bucket = ?1 AND p.key = ?2 AND m.message_id = ?3",
+         WHERE p.bucket = ?1 AND p.key = ?2 AND m.message_id = ?3 AND m.first_seen IS NULL",
     )?
     .query_row(params![bucket, key, id], |row| receipt(row, bucket, key))
     .optional()
@@ -131,7 +131,8 @@ pub(super) fn header(
     .optional()
 }
 
-fn receipt(row: &Row<'_>, bucket: &str, key: &str) -> rusqlite::Result<Receipt> {
+/// Of columns 1 to 9.
+pub(super) fn receipt(row: &Row<'_>, bucket: &str, key: &str) -> rusqlite::Result<Receipt> {
     let id: Vec<u8> = row.get(6)?;
     Ok(Receipt {
         bucket: bucket.to_owned(),

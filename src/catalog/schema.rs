@@ -106,6 +106,24 @@ pub(super) const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (target, message_id)
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    ALTER TABLE message ADD COLUMN
+        first_seen      INTEGER;              -- Unix ms; found in the bucket: no receipt of ours
+    CREATE INDEX message_version ON message (place, version_id) WHERE version_id IS NOT NULL;
+    CREATE TABLE head (
+        one             INTEGER PRIMARY KEY CHECK (one = 1),
+        count           INTEGER NOT NULL,     -- changes so far
+        hash            BLOB NOT NULL,        -- SHA-256 chained over them
+        doubt           TEXT,                 -- why it is not the one the evidence knows
+        named           TEXT                  -- the head that the evidence names
+    ) STRICT;
+    INSERT INTO head (one, count, hash) VALUES (1, 0, zeroblob(32));
+    CREATE TABLE anchored (                   -- heads that a checkpoint may name
+        count           INTEGER NOT NULL,
+        hash            BLOB NOT NULL,
+        PRIMARY KEY (count, hash)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Opens, and if necessary creates or migrates, the catalogue for writing.

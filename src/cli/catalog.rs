@@ -16,6 +16,8 @@ pub(super) struct CatalogArgs {
 enum Action {
     /// Write all of it as JSON lines to standard output, for another host's `key retire` and for safe keeping
     Export(ExportArgs),
+    /// Take the catalogue as it is for good, after the evidence was found to know a newer one
+    Accept,
 }
 
 #[derive(Args)]
@@ -26,7 +28,25 @@ struct ExportArgs {
 }
 
 pub(super) async fn run(ui: &Ui, args: CatalogArgs) -> Result<(), Failure> {
-    let Action::Export(ExportArgs { to: _ }) = args.action;
+    match args.action {
+        Action::Export(ExportArgs { to: _ }) => export(ui).await,
+        Action::Accept => accept(ui).await,
+    }
+}
+
+async fn accept(ui: &Ui) -> Result<(), Failure> {
+    let accepted = ui.client().accept_catalog().await;
+    let accepted = accepted.map_err(|e| Failure::api("cannot accept the catalogue", &e))?;
+    if ui.is_json() {
+        return ui.json(&accepted);
+    }
+    match accepted["accepted"].as_str() {
+        Some(why) => ui.line(&format!("accepted, although {why}")),
+        None => ui.done("nothing was known against the catalogue"),
+    }
+}
+
+async fn export(ui: &Ui) -> Result<(), Failure> {
     let failed = |error: &Error| Failure::api("cannot export the catalogue", error);
     let mut lines = ui.client().catalog().await.map_err(|e| failed(&e))?;
     let mut last = None;
