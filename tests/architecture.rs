@@ -15,6 +15,8 @@ const FLOORS: &[(&str, Floor)] = &[
     ("confine", Floor::Ground),
     ("log", Floor::Ground),
     ("wipe", Floor::Ground),
+    ("manifest", Floor::Ground),
+    ("bundle", Floor::Ground),
     ("components", Floor::Ground),
     ("transport", Floor::Ground),
     ("token", Floor::Parts),
@@ -57,6 +59,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     // What they combine and carry are keys.
     ("components", "secret"),
     ("transport", "secret"),
+    // Both name files by the same paths.
+    ("bundle", "manifest"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
     ("doctor", "admin"),
     // How a header is read is known in one place.

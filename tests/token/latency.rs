@@ -29,7 +29,7 @@ async fn sixteen_sessions_of_five_milliseconds_make_2500_wraps_a_second() {
         call_timeout: config::Timeout::from_secs(10),
         ..hsm.config()
     };
-    let rig = Rig::with(hsm, &config, &[key("archive")]).await;
+    let rig = Rig::alone(hsm, &config, &[key("archive")]).await;
     let latency = u64::try_from(LATENCY.as_micros()).unwrap();
     shim.plan(&Plan {
         encrypt_latency_us: latency,

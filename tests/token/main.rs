@@ -24,6 +24,7 @@ mod workers;
 
 use std::collections::HashMap;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,11 @@ impl WrapLedger for Store {
     }
 }
 
+/// Rigs that exist, or [`ALONE`].
+static RIGS: AtomicUsize = AtomicUsize::new(0);
+/// One that measures time exists, and no other may.
+const ALONE: usize = usize::MAX;
+
 /// A token handle with its worker.
 struct Rig {
     hsm: Hsm,
@@ -94,6 +100,26 @@ impl Rig {
     }
 
     async fn with(hsm: Hsm, config: &config::Token, keys: &[KeySpec]) -> Self {
+        Self::enter(|rigs| (rigs != ALONE).then(|| rigs + 1)).await;
+        Self::start(hsm, config, keys).await
+    }
+
+    /// One beside which this program's other tests do not work.
+    async fn alone(hsm: Hsm, config: &config::Token, keys: &[KeySpec]) -> Self {
+        Self::enter(|rigs| (rigs == 0).then_some(ALONE)).await;
+        Self::start(hsm, config, keys).await
+    }
+
+    /// Waits until `RIGS` may become what `next` says.
+    async fn enter(next: impl Fn(usize) -> Option<usize>) {
+        let (order, begun) = (Ordering::SeqCst, Instant::now());
+        while RIGS.fetch_update(order, order, &next).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(300), "a rig stays");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn start(hsm: Hsm, config: &config::Token, keys: &[KeySpec]) -> Self {
         let store = Arc::new(Store::default());
         let (to, stuck) = mpsc::channel(16);
         let counts = Arc::new(WrapCounts::new(store.clone()));
@@ -167,6 +193,8 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.kill();
+        let less = |rigs| Some(if rigs == ALONE { 0 } else { rigs - 1 });
+        let _ = RIGS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
     }
 }
 
