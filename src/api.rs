@@ -7,6 +7,7 @@ mod error;
 mod evidence;
 mod grants;
 mod operation;
+mod rebuild;
 mod retire;
 mod rewrap;
 mod verify;
@@ -18,6 +19,7 @@ pub use evidence::{
 };
 pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
+pub use rebuild::{RebuildLine, RebuildRequest, RebuildSummary};
 pub use retire::{
     EXPORT_FORMAT, ExportEnd, ExportHead, KeyDetail, RetireLine, RetireReason, RetireReport,
     RetireRequest,

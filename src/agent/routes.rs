@@ -24,6 +24,7 @@ use super::metrics::{self, Timer};
 use super::objects::{self, Granted};
 use super::peer::Peer;
 use super::policy::{Ask, Denied};
+use super::rebuild;
 use super::reply::{self, Body};
 use super::request::{self, Query, Target, malformed};
 use super::rewrap;
@@ -203,6 +204,15 @@ async fn route(
             admin().map_err(refused)?;
             catalog::answer(app, peer, request_id).await
         }
+        (&Method::POST, "/v1/catalog/rebuild") => {
+            admin().map_err(refused)?;
+            let wanted = read_json(body, "what to rebuild from").await?;
+            rebuild::answer(app, peer, request_id, wanted).await
+        }
+        (&Method::POST, "/v1/catalog/backup") => {
+            admin().map_err(refused)?;
+            rebuild::backup(app, peer, request_id, &query, &parts.headers).await
+        }
         (&Method::POST, "/v1/catalog/accept") => {
             admin().map_err(refused)?;
             catalog::accept(app, peer, request_id).await
@@ -251,9 +261,23 @@ async fn route(
         }
         (
             _,
-            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/import"
-            | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test"
-            | "/v1/metrics" | "/v1/verify" | "/v1/catalog" | "/v1/catalog/accept" | "/v1/rewrap",
+            "/v1/health"
+            | "/v1/ready"
+            | "/v1/status"
+            | "/v1/keys"
+            | "/v1/keys/import"
+            | "/v1/keys/retire"
+            | "/v1/reload"
+            | "/v1/evidence"
+            | "/v1/grants"
+            | "/v1/grants/test"
+            | "/v1/metrics"
+            | "/v1/verify"
+            | "/v1/catalog"
+            | "/v1/catalog/accept"
+            | "/v1/catalog/backup"
+            | "/v1/catalog/rebuild"
+            | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
         (_, "/v1/uploads") => {
             admin().map_err(refused)?;

@@ -98,6 +98,15 @@ impl Catalog {
             .await
     }
 
+    /// The same, blocking.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub fn load_doubt(&self) -> Result<Option<String>, CatalogError> {
+        self.readers
+            .run_blocking(|conn| conn.query_row("SELECT doubt FROM head", [], |row| row.get(0)))
+    }
+
     /// The head now, and whether `named` is one that this catalogue had.
     ///
     /// # Errors

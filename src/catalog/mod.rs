@@ -5,9 +5,12 @@
 //! a few connections read; the handle is cheap to clone and its calls are
 //! async, but for the two that run before there is anything to wait for.
 
+mod copy;
 mod dependents;
 mod error;
 mod head;
+#[cfg(test)]
+mod history_tests;
 mod places;
 mod reader;
 mod rewrap;
@@ -18,6 +21,7 @@ mod tests;
 mod wraps;
 mod writer;
 
+pub use copy::Restored;
 pub use dependents::{Dependent, Entry};
 pub use error::CatalogError;
 pub use head::Head;

@@ -1,7 +1,7 @@
 //! Reading: a few connections that see every committed record, and the
 //! queries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -28,6 +28,11 @@ impl Readers {
             permits: Semaphore::new(READERS),
             idle: Mutex::new(Vec::new()),
         }
+    }
+
+    /// The catalogue's file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Runs a query on a thread that may block.

@@ -142,6 +142,26 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, CatalogError> {
     Ok(conn)
 }
 
+/// Opens the catalogue for a copy of it, which a connection that may only
+/// query cannot make.
+pub(super) fn open_plain(path: &Path) -> Result<Connection, CatalogError> {
+    connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+}
+
+/// Looks at every page and row, however large the file is.
+pub(super) fn check_all(conn: &Connection, path: &Path) -> Result<(), CatalogError> {
+    let verdict: String = conn
+        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+        .map_err(|error| CatalogError::sqlite(path, error))?;
+    if verdict != "ok" {
+        return Err(CatalogError::Corrupt {
+            path: path.to_owned(),
+            detail: verdict,
+        });
+    }
+    Ok(())
+}
+
 /// Opens the catalogue for reading; the writer has made it ready before.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, CatalogError> {
     // Not READ_ONLY: a reader may have to create the WAL index.

@@ -257,7 +257,8 @@ fn put(
             "INSERT INTO message (place, message_id, created, recorded, version_id, etag,
                                   plaintext_size, stored_size, checksum, wrapping_key, recipients)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-             ON CONFLICT (place, message_id) DO UPDATE SET recorded = ?4, removed = NULL
+             ON CONFLICT (place, message_id)
+             DO UPDATE SET recorded = ?4, removed = NULL, first_seen = NULL
              RETURNING id",
         )?
         .query_row(

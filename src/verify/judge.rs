@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 
 use super::finding::Finding;
+use crate::api::Receipt;
 use crate::catalog::{Match, Record};
 use crate::store::{Head, ListedVersion, METADATA_MESSAGE_ID};
 
@@ -91,7 +92,10 @@ fn latest(listed: &ListedVersion, found: &Match) -> Verdict {
     let (version, twin) = (found.version.as_ref(), found.twin.as_ref());
     let place = found.place.as_ref();
     let Some(current) = expected(found) else {
-        let ours = version.filter(|v| v.version_id().is_some()).or(twin);
+        // Without versions, having none in common proves nothing.
+        let like = |v: &&Record| v.is_like(listed.size, listed.etag.as_deref());
+        let ours = version.filter(|v| v.version_id().is_some() || like(v));
+        let ours = ours.or(twin);
         return match ours.filter(|_| place.is_some_and(|place| place.deleted)) {
             Some(old) => Verdict::bad(
                 Finding::RolledBack,
@@ -223,9 +227,7 @@ fn stored_again(listed: &ListedVersion, current: &Record) -> Option<String> {
 /// whether there was a checksum to compare.
 pub(super) fn compare(head: &Head, record: &Record) -> (Option<(Finding, String)>, bool) {
     let receipt = &record.receipt;
-    let kind = |sum: &str| sum.split(':').next().map(str::to_owned);
-    let told = head.checksum.as_ref();
-    let told = told.filter(|told| kind(told) == kind(&receipt.checksum));
+    let told = told(head, receipt);
     let found = if head.size != receipt.stored_size {
         Some((
             Finding::WrongSize,
@@ -269,6 +271,17 @@ pub(super) fn compare(head: &Head, record: &Record) -> (Option<(Finding, String)
         }
     };
     (found, told.is_some())
+}
+
+/// The checksum that the store tells, if it can be held against the receipt's.
+pub(super) fn told<'a>(head: &'a Head, receipt: &Receipt) -> Option<&'a String> {
+    // Of one algorithm, and both of the whole or both of the parts' sums.
+    let form = |sum: &str| {
+        let (kind, value) = sum.split_once(':')?;
+        Some((kind.to_owned(), value.contains('-')))
+    };
+    let told = head.checksum.as_ref();
+    told.filter(|told| form(told).is_some() && form(told) == form(&receipt.checksum))
 }
 
 /// When a message was stored, or else found.

@@ -291,11 +291,15 @@ impl Run<'_> {
     ) -> Result<Outcome, Error> {
         let place = Place::new(&self.request.bucket, &listed.key);
         let mut verdict = judge(listed, found);
+        let mut now = None;
         if verdict.finding.is_some() {
             let covers = std::mem::take(&mut verdict.covers);
-            verdict = again(self.engine, &place, listed).await?;
+            let judged = again(self.engine, &place, listed).await?;
+            verdict = judged.0;
             verdict.covers.extend(covers);
+            now = Some(judged.1);
         }
+        let listed = now.as_ref().unwrap_or(listed);
         let mut looked = Looked::Listed;
         match (&verdict.finding, verdict.record.clone()) {
             // An older version by another writer, or a mark, needs no name.
@@ -333,6 +337,8 @@ impl Run<'_> {
         match look::by_reading(self.engine, place, listed, rings, None).await {
             // What does not open is what it is, whatever its header says; an
             // extra object may be anything.
+            // By its length it is known already.
+            Ok(Some((Finding::Altered, _))) if named.0 == Finding::Truncated => Ok(named),
             Ok(Some(read)) if named.0 != Finding::Extra || read.0 == Finding::Swapped => Ok(read),
             Ok(_) => Ok(named),
             Err(error) if is_gone(&error) => Ok(named),
@@ -351,20 +357,20 @@ impl Run<'_> {
         let Some((found, checksum)) = look::by_head(self.engine, place, version, record).await?
         else {
             // Gone since it was listed: was that us?
-            let verdict = again(self.engine, place, listed).await?;
+            let (verdict, _) = again(self.engine, place, listed).await?;
             return Ok((verdict.finding, Looked::Listed));
         };
         let looked = Looked::Closely { checksum };
         if let Some(found) = found {
             // Without versions it may have been replaced by this host.
-            let verdict = again(self.engine, place, listed).await?;
+            let (verdict, now) = again(self.engine, place, listed).await?;
             let found = match (verdict.finding, verdict.record) {
                 (Some(found), _) => found,
                 (None, Some(now)) if now.id == record.id => found,
                 (None, _) => return Ok((None, Looked::Listed)),
             };
             let named = match listed.is_latest {
-                true => self.named(place, listed, found).await?,
+                true => self.named(place, &now, found).await?,
                 false => found,
             };
             return Ok((Some(named), looked));
@@ -384,7 +390,7 @@ impl Run<'_> {
             Err(error) => return Err(error),
         };
         // It may have been replaced or deleted by this host while it was read.
-        let verdict = again(self.engine, place, listed).await?;
+        let (verdict, _) = again(self.engine, place, listed).await?;
         Ok(match (verdict.finding, verdict.record, found) {
             (Some(now), ..) => (Some(now), looked),
             (None, Some(now), Some(found)) if now.id == record.id => (Some(found), looked),
@@ -435,7 +441,7 @@ impl Run<'_> {
             is_latest: true,
             ..ListedVersion::default()
         };
-        Ok(again(self.engine, &place, &listed).await?.finding)
+        Ok(again(self.engine, &place, &listed).await?.0.finding)
     }
 }
 

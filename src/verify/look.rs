@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::finding::Finding;
 use super::judge::{self, Verdict, absent, compare, judge};
-use crate::api::{Error, ErrorKind};
+use crate::api::{Error, ErrorKind, Receipt};
 use crate::binding::{CONTEXT_BUCKET, CONTEXT_CREATED, CONTEXT_KEY};
 use crate::catalog::{Asked, CatalogError, Match, Record, Standing};
 use crate::engine::Engine;
@@ -39,47 +39,60 @@ pub(super) fn asked(listed: &ListedVersion) -> Asked {
 }
 
 /// Judges a version again while nobody on this host changes its place: by the
-/// catalogue and the store as they are now.
+/// catalogue and the store as they are now. Also tells what it judged.
 pub(super) async fn again(
     engine: &Engine,
     place: &Place,
     listed: &ListedVersion,
-) -> Result<Verdict, Error> {
+) -> Result<(Verdict, ListedVersion), Error> {
     let _guard = engine.lock_place(place).await;
     let found = known(engine, &place.bucket, listed).await?;
     // As long as the catalogue knows nothing there, what is there is extra.
-    if listed.is_latest && !listed.delete_marker && found.place.is_none() {
-        return Ok(judge(listed, &found));
-    }
-    if !listed.is_latest && found.version.is_none() {
-        return Ok(judge(listed, &found));
+    let unknown = match listed.is_latest {
+        true => !listed.delete_marker && found.place.is_none(),
+        false => found.version.is_none(),
+    };
+    if unknown {
+        return Ok((judge(listed, &found), listed.clone()));
     }
     let version = listed.version_id.as_deref().filter(|_| !listed.is_latest);
     match engine.store.head(place, version).await {
         Ok(head) => {
-            let now = as_listed(&head, listed);
+            let now = as_listed(&head, listed, &found);
             let found = known(engine, &place.bucket, &now).await?;
-            Ok(judge(&now, &found))
+            Ok((judge(&now, &found), now))
         }
         Err(StoreError::NoSuchKey { .. } | StoreError::NoSuchVersion { .. }) => {
-            Ok(match (listed.is_latest, listed.delete_marker) {
+            let verdict = match (listed.is_latest, listed.delete_marker) {
                 (true, true) => judge(listed, &found),
                 (true, false) => absent(&found, false),
                 // It was deleted since it was listed.
                 (false, _) => Verdict::default(),
-            })
+            };
+            Ok((verdict, listed.clone()))
         }
         Err(error) => Err(store_error(&error)),
     }
 }
 
-fn as_listed(head: &Head, listed: &ListedVersion) -> ListedVersion {
+fn as_listed(head: &Head, listed: &ListedVersion, found: &Match) -> ListedVersion {
+    // Not every store tells the version of what it serves as the current one:
+    // it is then told by its bytes, which no two messages share.
+    let by_bytes = || {
+        let current = found.place.as_ref()?.current.as_ref()?;
+        if (head.size, &head.etag) == (listed.size, &listed.etag) && !listed.delete_marker {
+            return listed.version_id.clone();
+        }
+        let same = head.etag.is_some() && current.is_like(head.size, head.etag.as_deref());
+        current.receipt.version_id.clone().filter(|_| same)
+    };
     ListedVersion {
         key: listed.key.clone(),
         version_id: match listed.is_latest {
-            true => head.version_id.clone().filter(|id| id != "null"),
+            true => head.version_id.clone().or_else(by_bytes),
             false => listed.version_id.clone(),
-        },
+        }
+        .filter(|id| !listed.is_latest || id != "null"),
         is_latest: listed.is_latest,
         delete_marker: false,
         size: head.size,
@@ -182,6 +195,10 @@ pub(super) async fn by_header(
             ),
         ),
         Standing::Current(_) if found.0 == Finding::Altered => found,
+        Standing::Current(receipt) if other_checksum(engine, place, listed, &receipt).await? => (
+            Finding::Altered,
+            "the header is the right one, and the checksum is not the receipt's".to_owned(),
+        ),
         Standing::Current(_) => (
             Finding::ReUploaded,
             "the message is the right one, and somebody stored it again".to_owned(),
@@ -199,6 +216,20 @@ pub(super) async fn by_header(
             format!("another writer's message {id}, newer than this host's"),
         ),
     })
+}
+
+/// Whether the store tells a checksum of the receipt's kind that is another.
+async fn other_checksum(
+    engine: &Engine,
+    place: &Place,
+    listed: &ListedVersion,
+    receipt: &Receipt,
+) -> Result<bool, Error> {
+    match engine.store.head(place, listed.version_id.as_deref()).await {
+        Ok(head) => Ok(judge::told(&head, receipt).is_some_and(|told| *told != receipt.checksum)),
+        Err(StoreError::NoSuchKey { .. } | StoreError::NoSuchVersion { .. }) => Ok(false),
+        Err(error) => Err(store_error(&error)),
+    }
 }
 
 /// Reads and authenticates all of a version, and keeps nothing of it. Says
