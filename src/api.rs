@@ -3,6 +3,7 @@
 //!
 //! Field names and error types are promises to clients (docs/api.md).
 
+mod archive;
 mod error;
 mod evidence;
 mod grants;
@@ -10,8 +11,10 @@ mod operation;
 mod rebuild;
 mod retire;
 mod rewrap;
+mod uploads;
 mod verify;
 
+pub use archive::{ArchiveState, Availability, Standing, Tier, VersionEntry, VersionList};
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
     Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken,
@@ -25,6 +28,7 @@ pub use retire::{
     RetireRequest,
 };
 pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
+pub use uploads::UploadInfo;
 pub use verify::{Verification, VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 
 use serde::{Deserialize, Serialize};
@@ -61,6 +65,25 @@ pub mod header {
     pub const VERSION_ID: &str = "strongroom-version-id";
     /// On responses: `true` if another writer stored this object.
     pub const FOREIGN_WRITE: &str = "strongroom-foreign-write";
+    /// What an upload's client says its source is.
+    pub const SOURCE: &str = "strongroom-source";
+    /// Where an upload stands, or a part of it begins: bytes (the IETF's
+    /// draft on resumable uploads, as the two below).
+    pub const UPLOAD_OFFSET: &str = "upload-offset";
+    /// The bytes of an upload in all.
+    pub const UPLOAD_LENGTH: &str = "upload-length";
+    /// `?1` if a request is to complete, or an answer says that it has.
+    pub const UPLOAD_COMPLETE: &str = "upload-complete";
+    /// On responses: what the catalogue says of the message.
+    pub const STANDING: &str = "strongroom-standing";
+    /// On responses: the `[[writer]]` whose catalogue has the message.
+    pub const WRITER: &str = "strongroom-writer";
+    /// On requests: looks for the message in the writers' catalogues too, if
+    /// this host's does not have it.
+    pub const ASK_WRITERS: &str = "strongroom-ask-writers";
+    /// On responses: the state of a copy that was restored from an archive
+    /// class, in S3's words.
+    pub const RESTORE: &str = "strongroom-restore";
     /// On every response: the id in the agent's log lines.
     pub const REQUEST_ID: &str = "strongroom-request-id";
 }
@@ -148,6 +171,15 @@ pub struct Inspection {
     /// S3's storage class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
+    /// Object Lock retains it until then, as the store reports it, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_until: Option<String>,
+    /// Object Lock's mode, as the store reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_mode: Option<String>,
+    /// Whether it can be read now, for objects in an archive class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveState>,
     /// ESDK message format version.
     pub format_version: u8,
     /// ESDK algorithm suite, such as `0x0478`.

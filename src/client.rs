@@ -4,7 +4,9 @@
 //! request: on a local socket that costs microseconds, and a request that is
 //! given up takes nothing else with it.
 
+mod archive;
 mod lines;
+mod resume;
 mod rewrap;
 #[cfg(test)]
 mod tests;
@@ -12,6 +14,7 @@ mod transfer;
 mod wire;
 
 pub use lines::Lines;
+pub use resume::Resumable;
 pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 
@@ -25,7 +28,7 @@ use serde::de::DeserializeOwned;
 use crate::api::{
     Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, ImportKey,
     Inspection, KeyDetail, KeyInfo, ListPage, RebuildLine, RebuildRequest, Receipt, RetireLine,
-    RetireRequest, Status, VerifyLine, VerifyRequest, header,
+    RetireRequest, Standing, Status, VerifyLine, VerifyRequest, header,
 };
 use wire::{encode, problem};
 
@@ -69,6 +72,8 @@ pub struct GetOptions {
     pub allow_unbound: bool,
     /// Opens a version 1 message, which has no key commitment.
     pub allow_uncommitted: bool,
+    /// Looks for the message in the catalogues of other writers, too.
+    pub ask_writers: bool,
 }
 
 /// What an answer's headers say of an object.
@@ -84,6 +89,8 @@ pub struct ObjectInfo {
     pub message_id: Option<String>,
     /// The wrapping key that opened it.
     pub wrapping_key: Option<String>,
+    /// What the agent's catalogue says of the message.
+    pub standing: Option<Standing>,
     /// Whether another writer stored it.
     pub foreign_write: bool,
 }
@@ -528,6 +535,7 @@ fn get_headers(options: &GetOptions) -> Result<HeaderMap, Error> {
         (header::BOUND_TO, options.bound_to.as_deref()),
         (header::ALLOW_UNBOUND, yes(options.allow_unbound)),
         (header::ALLOW_UNCOMMITTED, yes(options.allow_uncommitted)),
+        (header::ASK_WRITERS, yes(options.ask_writers)),
     ];
     for (name, value) in single {
         if let Some(value) = value {
@@ -560,6 +568,7 @@ fn object_info(headers: &HeaderMap) -> ObjectInfo {
         version_id: ours(header::VERSION_ID),
         message_id: ours(header::MESSAGE_ID),
         wrapping_key: ours(header::WRAPPING_KEY),
+        standing: ours(header::STANDING).and_then(|word| Standing::from_word(&word)),
         foreign_write: ours(header::FOREIGN_WRITE).as_deref() == Some("true"),
     }
 }

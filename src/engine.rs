@@ -1,11 +1,11 @@
 //! What every operation needs, in one place: keys, store, catalogue, memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 
 use crate::api::{Error, ErrorKind};
 use crate::catalog::Catalog;
@@ -42,6 +42,10 @@ pub struct Engine {
     pub settings: Settings,
     /// Uploads in progress, by wrapping key.
     pub uses: Uses,
+    /// Resumable uploads that a client is sending to, by their tickets.
+    pub sessions: Sessions,
+    /// Told when an upload was given up and is to be aborted.
+    pub orphaned: Notify,
     /// Becomes true when running requests must end.
     pub cancel: watch::Receiver<bool>,
     places: Box<[Mutex<()>]>,
@@ -64,6 +68,8 @@ pub struct Settings {
     pub keyslot_prefix: String,
     /// The store's limits on parts.
     pub limits: Limits,
+    /// The checksum that the store verifies.
+    pub checksum: String,
 }
 
 impl Settings {
@@ -81,6 +87,7 @@ impl Settings {
             keyslot_bucket: config.keyslots.bucket.clone(),
             keyslot_prefix: config.keyslots.prefix.clone(),
             limits,
+            checksum: format!("{:?}", config.s3.checksum),
         }
     }
 
@@ -131,6 +138,36 @@ impl Drop for Use {
     }
 }
 
+/// Resumable uploads that a client is sending to. One at a time: two would
+/// seal the same frames.
+#[derive(Default)]
+pub struct Sessions(Arc<std::sync::Mutex<HashSet<String>>>);
+
+/// One of them; over when it is dropped.
+pub struct Session {
+    sessions: Arc<std::sync::Mutex<HashSet<String>>>,
+    ticket: String,
+}
+
+impl Sessions {
+    /// Begins one, unless there is one for this ticket.
+    #[must_use]
+    pub fn begin(&self, ticket: &str) -> Option<Session> {
+        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.insert(ticket.to_owned()).then(|| Session {
+            sessions: Arc::clone(&self.0),
+            ticket: ticket.to_owned(),
+        })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.remove(&self.ticket);
+    }
+}
+
 impl Engine {
     /// Puts the rooms together.
     #[must_use]
@@ -151,6 +188,8 @@ impl Engine {
             spool,
             settings,
             uses: Uses::default(),
+            sessions: Sessions::default(),
+            orphaned: Notify::new(),
             cancel,
             places: (0..PLACE_LOCKS).map(|_| Mutex::new(())).collect(),
         })

@@ -33,6 +33,7 @@ pub fn message_error(error: &message::Error) -> Error {
         message::Error::Uncommitted => ErrorKind::Uncommitted,
         message::Error::Truncated(..) => ErrorKind::Truncated,
         message::Error::Altered(..) | message::Error::WrongKey => ErrorKind::Altered,
+        message::Error::Differs(..) => ErrorKind::UploadGone,
         message::Error::Misuse(..) | message::Error::Internal(..) => ErrorKind::Internal,
     };
     Error::new(kind, error.to_string())

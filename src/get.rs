@@ -10,9 +10,9 @@ mod proof;
 
 pub use body::PlaintextBody;
 
-use crate::api::{Error, ErrorKind, Receipt};
+use crate::api::{self, Error, ErrorKind, Receipt};
 use crate::binding;
-use crate::catalog::{CatalogError, Standing};
+use crate::catalog::{CatalogError, Known, Standing};
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
 use crate::message::{Header, Parsed, Permit};
@@ -77,6 +77,12 @@ pub struct Facts {
     pub content_type: Option<String>,
     /// S3's modification time, RFC 3339.
     pub last_modified: Option<String>,
+    /// What the catalogue says of the message.
+    pub standing: api::Standing,
+    /// S3's storage class.
+    pub storage_class: Option<String>,
+    /// The state of a copy restored from an archive class, in S3's words.
+    pub restore: Option<String>,
     /// Another writer stored it.
     pub foreign: bool,
     /// The store's id of the request that brought the header.
@@ -97,7 +103,7 @@ pub async fn get(
     // Before the first byte is asked for: what was current then is no
     // rollback, even if it is replaced while this request runs.
     let known = known(engine, &request).await?;
-    let hint = known.as_ref().map(|receipt| receipt.stored_size);
+    let hint = known.as_ref().map(|known| known.receipt.stored_size);
     let first = if whole {
         let settings = &engine.settings;
         let part = settings.part_size + u64::from(settings.frame_length);
@@ -142,7 +148,7 @@ pub async fn get(
     // The data key goes here; what opens the body stays.
     let (opener, wrapping_key) = (opened.opener, opened.key);
     let created = binding::check(header.context(), place, request.allow_unbound)?;
-    let foreign = check_standing(engine, &request, &header, created, known, &window.pin).await?;
+    let standing = check_standing(engine, &request, &header, created, known, &window.pin).await?;
 
     let vouched = match via {
         Via::Compromised => receipt,
@@ -157,6 +163,7 @@ pub async fn get(
         .hint("fetch the whole object"));
     }
     let request_id = window.request_id.clone();
+    let names_version = request.version_id.is_some();
     let sealed = proof::prove(engine, &request, window, Arc::new(opener), vouched).await?;
     let len = sealed.plaintext_len();
     let span = resolve(request.wanted, len)?;
@@ -168,7 +175,11 @@ pub async fn get(
         version_id: sealed.pin().version_id.clone(),
         content_type: sealed.pin().content_type.clone(),
         last_modified: sealed.pin().last_modified.clone(),
-        foreign,
+        standing,
+        storage_class: sealed.pin().storage_class.clone(),
+        restore: sealed.pin().restore.clone(),
+        // Whoever names a version is not warned of a new one.
+        foreign: standing == api::Standing::Foreign && !names_version,
         request_id,
     };
     let body = PlaintextBody::new(engine.clone(), request.place, sealed, span);
@@ -176,13 +187,11 @@ pub async fn get(
 }
 
 /// The receipt of what this host stored there last, if it is there still.
-async fn known(engine: &Engine, request: &GetRequest) -> Result<Option<Receipt>, Error> {
+async fn known(engine: &Engine, request: &GetRequest) -> Result<Option<Known>, Error> {
     let Place { bucket, key } = &request.place;
     let known = engine.catalog.lookup(bucket, key).await;
     let known = known.map_err(|e| unreadable(&e))?;
-    Ok(known
-        .filter(|known| !known.deleted)
-        .map(|known| known.receipt))
+    Ok(known.filter(|known| !known.deleted))
 }
 
 /// This host's receipt of exactly this message, where a compromised key may
@@ -208,23 +217,32 @@ fn unreadable(error: &CatalogError) -> Error {
     Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(error)
 }
 
-/// SECURITY rule 6. True if another writer stored it.
+/// SECURITY rule 6: what the catalogue says of the message, or that it is a
+/// rollback. Whoever named a version meant that one: he is told, and served.
 async fn check_standing(
     engine: &Engine,
     request: &GetRequest,
     header: &Header,
     created: u64,
-    known: Option<Receipt>,
+    known: Option<Known>,
     pin: &Pin,
-) -> Result<bool, Error> {
-    if request.version_id.is_some() {
-        return Ok(false);
-    }
+) -> Result<api::Standing, Error> {
     let message_id = header.message_id().to_string();
-    if known.is_some_and(|receipt| receipt.message_id == message_id) {
-        return Ok(false);
+    if known.is_some_and(|known| !known.found && known.receipt.message_id == message_id) {
+        return Ok(api::Standing::Current);
     }
     let place = &request.place;
+    // What a rebuilt catalogue only found there has nobody's word.
+    let ours = |standing| async move {
+        let found =
+            engine
+                .catalog
+                .first_seen(&place.bucket, &place.key, &header.message_id().to_string());
+        Ok(match found.await.map_err(|e| unreadable(&e))? {
+            Some(_) => api::Standing::Unknown,
+            None => standing,
+        })
+    };
     let classify = || async {
         engine
             .catalog
@@ -233,6 +251,15 @@ async fn check_standing(
             .map_err(|e| unreadable(&e))
     };
     let mut standing = classify().await?;
+    if request.version_id.is_some() {
+        return match standing {
+            Standing::Unknown => Ok(api::Standing::Unknown),
+            Standing::Current(_) => ours(api::Standing::Current).await,
+            Standing::Superseded { .. } => ours(api::Standing::Superseded).await,
+            Standing::Older { .. } => Ok(api::Standing::Older),
+            Standing::Newer => Ok(api::Standing::Foreign),
+        };
+    }
     if standing == Standing::Newer {
         // It may be one of our own that S3 has and whose receipt is being
         // written: its writer holds the place.
@@ -240,7 +267,8 @@ async fn check_standing(
         standing = classify().await?;
     }
     match standing {
-        Standing::Unknown | Standing::Current(_) => Ok(false),
+        Standing::Unknown => Ok(api::Standing::Unknown),
+        Standing::Current(_) => ours(api::Standing::Current).await,
         Standing::Superseded { .. } => Err(Error::new(
             ErrorKind::RolledBack,
             "the store serves a message that this agent has since replaced or deleted",
@@ -262,7 +290,7 @@ async fn check_standing(
                 .record_foreign(&place.bucket, &place.key, &message_id, created, version)
                 .await
                 .map_err(|e| unreadable(&e))?;
-            Ok(true)
+            Ok(api::Standing::Foreign)
         }
     }
 }

@@ -1,8 +1,13 @@
 //! What is done with objects short of reading or writing them: delete, list,
 //! inspect.
 
+mod archive;
+
+pub use archive::{DEFAULT_DAYS, MAX_DAYS, archive_state, ask_for, versions};
+
 use crate::api::{
-    Answer, Error, ErrorKind, InspectedKey, InspectedSlot, Inspection, KeyInfo, ListEntry, ListPage,
+    Answer, Availability, Error, ErrorKind, InspectedKey, InspectedSlot, Inspection, KeyInfo,
+    ListEntry, ListPage,
 };
 use crate::audit::Event;
 use crate::binding::CONTEXT_CREATED;
@@ -10,7 +15,7 @@ use crate::catalog::Standing;
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
 use crate::message::{Edk, Header, Parsed, Permit};
-use crate::store::{ByteRange, Place, Select};
+use crate::store::{ByteRange, Head, METADATA_HEADER, Place, Select};
 use crate::unlock;
 
 /// The longest header we read, in bytes (SECURITY rule 4).
@@ -153,8 +158,13 @@ pub async fn inspect(
         .head(place, version)
         .await
         .map_err(|e| store_error(&e))?;
-    event.s3_request_id = head.request_id;
-    let header = read_header(engine, place, version.map(str::to_owned)).await?;
+    event.s3_request_id.clone_from(&head.request_id);
+    let away = archive_state(&head).state != Availability::Readable;
+    let archive = (head.restore.is_some() || away).then(|| archive_state(&head));
+    let header = match away.then(|| kept_header(&head)).flatten() {
+        Some(header) => header,
+        None => read_header(engine, place, version.map(str::to_owned)).await?,
+    };
     let keys = engine.keyring.keys();
     let message_id = header.message_id().to_string();
     let created = header
@@ -209,7 +219,10 @@ pub async fn inspect(
         stored_size: head.size,
         plaintext_size: computed_size(&header, head.size),
         last_modified: head.last_modified,
+        archive,
         storage_class: head.storage_class,
+        retain_until: head.retain_until,
+        retention_mode: head.retention_mode,
         format_version: header.version(),
         suite: header.suite().to_string(),
         message_id,
@@ -261,6 +274,16 @@ pub(crate) fn computed_size(header: &Header, stored: u64) -> Option<u64> {
     let body = stored.checked_sub(header.len() as u64)?.checked_sub(40)?;
     let (q, r) = (body / (frame + 32), body % (frame + 32));
     (r <= frame).then(|| q * frame + r)
+}
+
+/// The header that is kept beside an object which cannot be read now.
+fn kept_header(head: &Head) -> Option<Box<Header>> {
+    let (_, text) = head.metadata.iter().find(|(n, _)| n == METADATA_HEADER)?;
+    let bytes = data_encoding::BASE64.decode(text.as_bytes()).ok()?;
+    match Header::parse(&bytes, Permit { uncommitted: true }).ok()? {
+        Parsed::Header(header) => Some(header),
+        Parsed::NeedMore => None,
+    }
 }
 
 /// The header of an object or a version of it, as the store serves it.

@@ -4,7 +4,12 @@
 //! rule 1). A part is sealed once and re-sent, if need be, from its buffered
 //! ciphertext; nothing here reads the source twice.
 
+mod journal;
+mod orphans;
 mod parts;
+pub mod resume;
+
+pub use orphans::sweep;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -13,14 +18,15 @@ use crate::api::{Error, ErrorKind, Receipt};
 use crate::audit::Op;
 use crate::binding;
 use crate::config::Key;
-use crate::engine::Engine;
+use crate::engine::{Engine, Use};
 use crate::fault::{message_error, store_error};
-use crate::keyring;
+use crate::keyring::{self, Held};
 use crate::message::{Draft, SealedHeader, Sealer, header_slot_name};
 use crate::store::{
     Attributes, METADATA_HEADER, METADATA_MESSAGE_ID, PartBody, Place, StoreError, Stored, Upload,
 };
 
+use journal::Entry;
 use parts::Assembly;
 
 /// User metadata S3 stores with an object, in bytes, keys and values together
@@ -68,64 +74,46 @@ pub async fn put(
     source: &mut impl Plaintext,
     op: &mut Op,
 ) -> Result<Receipt, Error> {
-    op.check()?;
-    engine.check_reserved(&request.place)?;
-    request.attributes.check().map_err(|e| store_error(&e))?;
-    let key = wrapping_key(engine, request.ring.as_deref())?;
-    let in_use = key.as_ref().map(|key| engine.uses.begin(&key.name));
-    if let Some(key) = &key {
-        keyring::permitted(key, request.rings.as_deref())?;
-    }
-    if request.no_overwrite {
-        request.attributes.if_none_match = true;
-        check_absent(engine, &request.place).await?;
-    }
-    // A dry run, for the client's mistakes: before it waits for anything.
-    binding::context(&request.place, now_ms(), &request.context)?;
-
+    let (key, in_use) = check(engine, &mut request, op).await?;
     // The share of memory comes before anything that costs others something,
     // and the message's time after the wait for it.
     let mut assembly = Assembly::begin(engine, request.length).await?;
-    let created = now_ms();
-    let context = binding::context(&request.place, created, &request.context)?;
-
-    let data_key = engine.keyring.fresh_data_key(key.as_ref()).await?;
-    let mut draft = Draft::new(data_key, context, engine.settings.frame_length)
-        .map_err(|e| message_error(&e))?;
-    let held = engine.keyring.wrap(key.as_ref(), &mut draft).await?;
-    let message_id = draft.message_id();
-    let event = op.event();
-    event.message_id = Some(message_id.to_string());
-    event.wrapping_key = Some(held.wrapping_key.clone());
-    event.check_value = engine.keyring.check_value(&held.wrapping_key);
-    event.recipients = (!held.recipients.is_empty()).then(|| held.recipients.clone());
-    event.missing = (!held.missing.is_empty()).then(|| held.missing.clone());
-    let (header, sealer) = draft.seal().map_err(|e| message_error(&e))?;
+    let length = request.length;
+    let Begun {
+        place,
+        attributes,
+        header,
+        sealer,
+        message_id,
+        held,
+        created,
+        needs_slot,
+    } = begin(engine, request, key.as_ref(), op).await?;
     assembly.header(&header)?;
 
     let mut job = Job {
         engine,
-        place: request.place,
-        attributes: request.attributes,
+        place,
+        attributes,
         header,
-        message_id: message_id.to_string(),
+        message_id,
         upload: None,
+        entry: None,
         cancel: engine.cancel.clone(),
     };
-    job.attributes
-        .metadata
-        .push((METADATA_MESSAGE_ID.to_owned(), job.message_id.clone()));
-    let needs_slot = job.add_header_metadata();
-
     let outcome = job
-        .run(assembly, sealer, source, request.length, needs_slot, op)
+        .run(assembly, sealer, source, length, needs_slot, op)
         .await;
     let (finished, stored, guard) = match outcome {
         Ok(done) => done,
         Err(error) => {
-            if let Some(upload) = job.upload.take() {
-                upload.abort().await;
+            if let Some(upload) = job.upload.take()
+                && upload.abort().await
+                && let Some(entry) = job.entry.take()
+            {
+                entry.forget().await;
             }
+            // What is left in the journal is aborted in the background.
             return Err(error);
         }
     };
@@ -149,16 +137,135 @@ pub async fn put(
         missing_recipients: held.missing,
         created,
     };
-    let recorded = engine.catalog.record_message(&receipt, &job.header);
-    recorded.await.map_err(|e| {
+    record(engine, &receipt, &job.header, job.entry).await?;
+    drop((guard, in_use));
+    Ok(receipt)
+}
+
+/// Records a stored object, and that its upload is over.
+async fn record(
+    engine: &Engine,
+    receipt: &Receipt,
+    header: &[u8],
+    entry: Option<Entry<'_>>,
+) -> Result<(), Error> {
+    let row = entry.as_ref().map(Entry::row);
+    let recorded = engine.catalog.record_uploaded(receipt, header, row).await;
+    recorded.map_err(|e| {
         Error::new(
             ErrorKind::StateFailed,
             "the object is in S3, but its receipt could not be recorded",
         )
         .log(e)
     })?;
-    drop((guard, in_use));
-    Ok(receipt)
+    if let Some(entry) = entry {
+        entry.over();
+    }
+    Ok(())
+}
+
+/// What may be refused before anything is waited for: the key that wraps, and
+/// its use from here on.
+async fn check(
+    engine: &Engine,
+    request: &mut PutRequest,
+    op: &mut Op,
+) -> Result<(Option<Key>, Option<Use>), Error> {
+    op.check()?;
+    engine.check_reserved(&request.place)?;
+    request.attributes.check().map_err(|e| store_error(&e))?;
+    let key = wrapping_key(engine, request.ring.as_deref())?;
+    let in_use = key.as_ref().map(|key| engine.uses.begin(&key.name));
+    if let Some(key) = &key {
+        keyring::permitted(key, request.rings.as_deref())?;
+    }
+    if request.no_overwrite {
+        request.attributes.if_none_match = true;
+        check_absent(engine, &request.place).await?;
+    }
+    // A dry run, for the client's mistakes.
+    binding::context(&request.place, now_ms(), &request.context)?;
+    Ok((key, in_use))
+}
+
+/// A message that is begun: its one header, and what seals its frames.
+struct Begun {
+    place: Place,
+    /// With what of the message S3 keeps beside the object.
+    attributes: Attributes,
+    header: SealedHeader,
+    sealer: Sealer,
+    message_id: String,
+    held: Held,
+    created: u64,
+    /// Whether the header goes into a slot, since metadata has no room.
+    needs_slot: bool,
+}
+
+async fn begin(
+    engine: &Engine,
+    request: PutRequest,
+    key: Option<&Key>,
+    op: &mut Op,
+) -> Result<Begun, Error> {
+    let created = now_ms();
+    let context = binding::context(&request.place, created, &request.context)?;
+    let data_key = engine.keyring.fresh_data_key(key).await?;
+    let mut draft = Draft::new(data_key, context, engine.settings.frame_length)
+        .map_err(|e| message_error(&e))?;
+    let held = engine.keyring.wrap(key, &mut draft).await?;
+    let message_id = draft.message_id().to_string();
+    let event = op.event();
+    event.message_id = Some(message_id.clone());
+    event.wrapping_key = Some(held.wrapping_key.clone());
+    event.check_value = engine.keyring.check_value(&held.wrapping_key);
+    event.recipients = (!held.recipients.is_empty()).then(|| held.recipients.clone());
+    event.missing = (!held.missing.is_empty()).then(|| held.missing.clone());
+    let (header, sealer) = draft.seal().map_err(|e| message_error(&e))?;
+    let mut attributes = request.attributes;
+    attributes
+        .metadata
+        .push((METADATA_MESSAGE_ID.to_owned(), message_id.clone()));
+    let needs_slot = add_header_metadata(&mut attributes, &header);
+    Ok(Begun {
+        place: request.place,
+        attributes,
+        header,
+        sealer,
+        message_id,
+        held,
+        created,
+        needs_slot,
+    })
+}
+
+/// Puts the header into user metadata if it fits; true if it does not.
+fn add_header_metadata(attributes: &mut Attributes, header: &[u8]) -> bool {
+    let encoded = data_encoding::BASE64.encode(header);
+    let pair = (METADATA_HEADER.to_owned(), encoded);
+    let size = attributes.metadata_size() + pair.0.len() + pair.1.len();
+    let fits = size <= METADATA_LIMIT;
+    if fits {
+        attributes.metadata.push(pair);
+    }
+    !fits
+}
+
+/// Slot 0: the exact header bytes, where they do not fit user metadata.
+/// Written before the object, so that no object exists without one.
+async fn write_header_slot(
+    engine: &Engine,
+    place: &Place,
+    message_id: &str,
+    header: &[u8],
+    attributes: &Attributes,
+) -> Result<(), Error> {
+    let settings = &engine.settings;
+    let bucket = settings.slot_bucket(&place.bucket);
+    let name = header_slot_name(&settings.keyslot_prefix, message_id);
+    let header = Bytes::copy_from_slice(header);
+    let written = engine.store.put_slot(bucket, &name, header, attributes);
+    written.await.map_err(|e| store_error(&e))
 }
 
 /// The ring's key; a write-only host needs none.
@@ -192,24 +299,14 @@ struct Job<'e> {
     header: SealedHeader,
     message_id: String,
     upload: Option<Upload>,
+    /// The upload's entry in the journal.
+    entry: Option<Entry<'e>>,
     cancel: watch::Receiver<bool>,
 }
 
 type Done<'e> = (u64, Stored, tokio::sync::MutexGuard<'e, ()>);
 
 impl<'e> Job<'e> {
-    /// Puts the header into user metadata if it fits; true if it does not.
-    fn add_header_metadata(&mut self) -> bool {
-        let encoded = data_encoding::BASE64.encode(&self.header);
-        let pair = (METADATA_HEADER.to_owned(), encoded);
-        let size = self.attributes.metadata_size() + pair.0.len() + pair.1.len();
-        let fits = size <= METADATA_LIMIT;
-        if fits {
-            self.attributes.metadata.push(pair);
-        }
-        !fits
-    }
-
     async fn run(
         &mut self,
         mut assembly: Assembly<'e>,
@@ -244,7 +341,15 @@ impl<'e> Job<'e> {
         let last = unless(&mut cancel, assembly.take_part()).await?;
 
         if needs_slot {
-            unless(&mut cancel, self.write_header_slot()).await?;
+            let Self {
+                place,
+                attributes,
+                header,
+                message_id,
+                ..
+            } = &*self;
+            let slot = write_header_slot(self.engine, place, message_id, header, attributes);
+            unless(&mut cancel, slot).await?;
         }
         let engine = self.engine;
         let place = self.place.clone();
@@ -277,10 +382,30 @@ impl<'e> Job<'e> {
     /// the store has begun and whose id nobody holds cannot be aborted.
     async fn begin(&mut self) -> Result<(), Error> {
         if self.upload.is_none() {
-            let concurrency = self.engine.settings.concurrency;
-            let store = &self.engine.store;
-            let begun = store.begin(&self.place, &self.attributes, concurrency);
-            self.upload = Some(begun.await.map_err(|e| store_error(&e))?);
+            let engine = self.engine;
+            // Whatever ends this process, the next one finds the upload.
+            self.entry = Some(Entry::intend(engine, &self.place).await?);
+            let concurrency = engine.settings.concurrency;
+            let begun = engine
+                .store
+                .begin(&self.place, &self.attributes, concurrency);
+            let upload = match begun.await {
+                Ok(upload) => upload,
+                Err(error) => {
+                    // A plain no has begun nothing.
+                    if !error.is_doubtful()
+                        && let Some(entry) = self.entry.take()
+                    {
+                        entry.forget().await;
+                    }
+                    return Err(store_error(&error));
+                }
+            };
+            if let Some(entry) = &self.entry {
+                let id = upload.id().to_owned();
+                self.upload = Some(upload);
+                engine.catalog.upload_begun(entry.row(), &id).await?;
+            }
         }
         Ok(())
     }
@@ -299,24 +424,6 @@ impl<'e> Job<'e> {
             Some(upload) => upload.drained().await.map_err(|e| store_error(&e)),
             None => Ok(()),
         }
-    }
-
-    /// Slot 0: the exact header bytes, where they do not fit user metadata.
-    /// Written before the object, so that no object exists without one.
-    async fn write_header_slot(&self) -> Result<(), Error> {
-        let settings = &self.engine.settings;
-        let bucket = settings.slot_bucket(&self.place.bucket);
-        let name = header_slot_name(&settings.keyslot_prefix, &self.message_id);
-        self.engine
-            .store
-            .put_slot(
-                bucket,
-                &name,
-                Bytes::copy_from_slice(&self.header),
-                &self.attributes,
-            )
-            .await
-            .map_err(|e| store_error(&e))
     }
 }
 

@@ -22,6 +22,7 @@ use crate::config::Writer;
 use crate::engine::Engine;
 
 use writers::Export;
+pub use writers::has as writer_has;
 
 /// Reasons that are told one by one; the rest is counted.
 const TOLD: usize = 1000;

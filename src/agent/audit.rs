@@ -24,6 +24,7 @@ use crate::config::Config;
 
 use super::request::{Query, Target};
 use super::state::App;
+use super::uploads::UPLOADS;
 
 /// What a request asked for, as far as its first line tells.
 pub(super) struct Asked {
@@ -39,11 +40,17 @@ impl Asked {
     }
 
     pub(super) fn of<B>(request: &Request<B>) -> Self {
-        let target = Target::parse(request.uri().path()).and_then(Result::ok);
+        let path = request.uri().path();
+        let target = match path.strip_prefix(UPLOADS).filter(|rest| rest.contains('/')) {
+            Some(place) => Target::parse(&format!("/v1/objects/{place}")),
+            None => Target::parse(path),
+        };
+        let target = target.and_then(Result::ok);
         let inspects = Query::parse(request.uri().query()).is_ok_and(|q| q.has("inspect"));
         let object = target.as_ref().is_some_and(|t| t.key.is_some());
         let operation = match *request.method() {
             Method::POST if request.uri().path() == "/v1/rewrap" => Operation::Rewrap,
+            _ if request.uri().path().starts_with(UPLOADS) => Operation::Put,
             _ if target.is_none() => Operation::Admin,
             Method::PUT => Operation::Put,
             Method::HEAD => Operation::Head,

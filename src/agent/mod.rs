@@ -1,5 +1,6 @@
 //! The server: HTTP/1.1 on the Unix socket, confined, without PIN or module.
 
+mod archive;
 mod audit;
 mod catalog;
 mod connection;
@@ -21,6 +22,7 @@ mod serve;
 mod source;
 mod start;
 mod state;
+mod uploads;
 mod verify;
 
 pub use peer::Subject;

@@ -9,12 +9,13 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
-use crate::api::{Error, ErrorKind, header};
+use crate::api::{Error, ErrorKind, Standing, header};
 use crate::audit::{Kind, Op};
 use crate::get::{self, Facts, GetRequest, PlaintextBody, Wanted};
 use crate::objects::{self, ListRequest};
 use crate::put::{self, PutRequest};
 
+use super::archive;
 use super::metrics::Timer;
 use super::peer::Peer;
 use super::policy::{Meter, Rights};
@@ -38,7 +39,7 @@ pub(super) struct Granted {
 
 impl Granted {
     /// What counts this request's bytes and slows them down.
-    fn meter(&self, counter: &Counter) -> Meter {
+    pub(super) fn meter(&self, counter: &Counter) -> Meter {
         let limits = self.rights.limits.clone();
         Meter::new(limits, self.app.engine.pool.clone(), counter.clone())
     }
@@ -158,12 +159,17 @@ pub(super) async fn get(
     let mut op = granted.op(kind, &place.bucket, Some(&place.key));
     op.event().version_id.clone_from(&request.version_id);
     op.check()?;
+    let asked = place.clone();
     let (facts, mut body) = match get::get(&granted.app.engine, request).await {
         Ok(opened) => opened,
         Err(error) => return op.finish(Err(error)).await,
     };
     tell(&mut op, &granted.app, &facts, wanted);
     op.begin().await?;
+    let vouched = match request::flag(headers, header::ASK_WRITERS)? {
+        true => archive::vouched(&granted.app, &asked, &facts).await,
+        false => None,
+    };
     let op = match head {
         true => {
             op.finish(Ok(())).await?;
@@ -191,6 +197,10 @@ pub(super) async fn get(
         reply::set(&mut response, std_header::CONTENT_RANGE, &value);
     }
     describe(&mut response, &facts, head);
+    if let Some(writer) = vouched {
+        reply::set(&mut response, header::STANDING, Standing::Writer.as_str());
+        reply::set(&mut response, header::WRITER, &writer);
+    }
     Ok(response)
 }
 
@@ -226,6 +236,15 @@ fn describe(response: &mut Response<Body>, facts: &Facts, head: bool) {
     reply::set(response, header::WRAPPING_KEY, &facts.wrapping_key);
     if let Some(version) = &facts.version_id {
         reply::set(response, header::VERSION_ID, version);
+    }
+    reply::set(response, header::STANDING, facts.standing.as_str());
+    for (name, value) in [
+        (header::STORAGE_CLASS, &facts.storage_class),
+        (header::RESTORE, &facts.restore),
+    ] {
+        if let Some(value) = value {
+            reply::set(response, name, value);
+        }
     }
     if facts.foreign {
         reply::set(response, header::FOREIGN_WRITE, "true");

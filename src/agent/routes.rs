@@ -14,6 +14,7 @@ use crate::admin;
 use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo, Operation};
 use crate::config::WrapLimit;
 
+use super::archive;
 use super::audit::{self, Asked};
 use super::catalog;
 use super::evidence;
@@ -29,6 +30,7 @@ use super::reply::{self, Body};
 use super::request::{self, Query, Target, malformed};
 use super::rewrap;
 use super::state::App;
+use super::uploads::{self, UPLOADS};
 use super::verify;
 
 /// Longest JSON body we read, in bytes.
@@ -127,13 +129,32 @@ async fn route(
         };
         return match granted.rights.operation {
             Operation::Put => objects::put(granted, target, query, &parts.headers, body).await,
+            Operation::Get if parts.method == Method::POST => {
+                archive::ask_for(granted, target, query).await
+            }
             Operation::Get => objects::get(granted, target, query, &parts.headers, false).await,
             Operation::Head => objects::get(granted, target, query, &parts.headers, true).await,
             Operation::Inspect => objects::inspect(granted, target, query).await,
             Operation::Delete => objects::delete(granted, target, query).await,
+            Operation::List if query.has("versions") => {
+                archive::versions(granted, target.bucket, query).await
+            }
             Operation::List => objects::list(granted, target.bucket, query).await,
             _ => Err(not_allowed(&parts.method, &path)),
         };
+    }
+    if let Some(rest) = path.strip_prefix(UPLOADS) {
+        let asked = uploads::Asked {
+            app,
+            peer,
+            request_id,
+            timer,
+            method: &parts.method,
+            rest,
+            query,
+            headers: &parts.headers,
+        };
+        return asked.answer(body).await;
     }
     let admin = || policy.decide(subject, &Ask::admin());
     if let Some(id) = path.strip_prefix("/v1/requests/") {
@@ -279,10 +300,8 @@ async fn route(
             | "/v1/catalog/rebuild"
             | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
-        (_, "/v1/uploads") => {
-            admin().map_err(refused)?;
-            Err(not_implemented(&path))
-        }
+        (&Method::GET, "/v1/uploads") => uploads::list(app, peer).await,
+        (_, "/v1/uploads") => Err(not_allowed(&parts.method, &path)),
         _ => Err(Error::new(ErrorKind::NotFound, format!("no route {path}"))),
     }
 }
@@ -295,6 +314,8 @@ fn operation(method: &Method, query: &Query, target: &Result<Target, Error>) -> 
         Method::GET if query.has("inspect") => Operation::Inspect,
         Method::GET if whole_bucket => Operation::List,
         Method::GET => Operation::Get,
+        // What is asked for is to be read.
+        Method::POST if query.has("restore") && !whole_bucket => Operation::Get,
         Method::HEAD => Operation::Head,
         Method::PUT => Operation::Put,
         Method::DELETE => Operation::Delete,
@@ -311,13 +332,6 @@ fn label(path: &str, asked: &Asked) -> &'static str {
         "/v1/rewrap" => Operation::Rewrap.as_str(),
         _ => asked.operation().as_str(),
     }
-}
-
-fn not_implemented(path: &str) -> Error {
-    Error::new(
-        ErrorKind::NotImplemented,
-        format!("{path} is not in this release"),
-    )
 }
 
 fn not_allowed(method: &Method, path: &str) -> Error {

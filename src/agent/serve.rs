@@ -80,7 +80,7 @@ pub(super) async fn serve(
                 // hyper keeps the buffer it read a body into for the next
                 // request: plaintext would lie there for as long as a client
                 // holds its connection.
-                let last = request.method() == Method::PUT;
+                let last = matches!(*request.method(), Method::PUT | Method::PATCH);
                 let mut response = routes::answer(app, peer, request).await;
                 if last {
                     reply::set(&mut response, CONNECTION, "close");

@@ -142,6 +142,7 @@ fn run() -> Result<(), Error> {
             tokio::spawn(metrics::serve(collectors, Arc::clone(&server.app)));
         }
         tokio::spawn(audit::resolve(server.app.clone(), unended));
+        tokio::spawn(crate::put::sweep(Arc::clone(&server.app.engine)));
         let checkpoints = Checkpoints::new(server.app.clone(), &server.config, identity);
         server.run(listener, control, checkpoints).await
     })
@@ -238,6 +239,8 @@ impl Server {
         audit: Audit,
     ) -> Result<Self, Error> {
         let catalog = Catalog::open(&config.agent.state_dir)?;
+        // Before the first upload of this process.
+        catalog.orphan_uploads()?;
         let limits = Limits::default();
         let store = Store::connect(&config.s3, limits)
             .await

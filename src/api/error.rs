@@ -56,6 +56,10 @@ kinds! {
     TooSlow => "too-slow", 408, 75, "the client was too slow", "send the body without long pauses";
     /// Somebody else changed the object meanwhile.
     Conflict => "conflict", 409, 75, "changed meanwhile", "try again";
+    /// The bytes do not begin where the upload stands.
+    UploadOffset => "upload-offset", 409, 75, "the upload stands elsewhere", "ask where it stands (HEAD), and go on from there";
+    /// It was completed, aborted or given up, or its source changed.
+    UploadGone => "upload-gone", 410, 75, "the upload cannot go on", "begin it again: the same request makes a new one";
     /// `If-None-Match: *` and the object exists.
     AlreadyExists => "already-exists", 412, 73, "already exists", "nothing was stored; choose another key, or allow overwriting";
     /// A limit of ours or of S3's.
@@ -95,7 +99,7 @@ kinds! {
     /// S3 cannot be reached, or asks us to slow down.
     StoreAway => "store-away", 502, 75, "the store cannot be reached", "check the endpoint and the network; the same request may succeed later";
     /// The object is in an archive tier.
-    Archived => "archived", 409, 75, "the object is archived", "restore it in S3 first, then read it";
+    Archived => "archived", 409, 75, "the object is archived", "`strongroom restore --tier standard` asks the store for it; read it when it is there";
     /// The token or its worker is away.
     TokenAway => "token-away", 503, 75, "the token is away", "`strongroom status` says why; the same request may succeed later";
     /// The token's PIN was refused.

@@ -45,8 +45,12 @@ pub enum Kind {
     Rewrap,
     /// What is stored was to be compared with what is known of it.
     Verify,
+    /// An object was to be asked for, out of an archive class.
+    Restore,
     /// Something else that a grant governs.
     Admin,
+    /// An upload that may be resumed was begun, found, resumed or given up.
+    Upload,
     /// No grant permitted it.
     Denied,
     /// A wrapping key changed its state.

@@ -18,9 +18,9 @@ const UNDER_WAY: &[&str] = &[
     "dependents",
     "rewrap",
     "unpacked",
+    "upload_part",
     "upload",
-    "frame_tag",
-    "ticket",
+    "queue",
 ];
 
 /// What was put back.
@@ -138,14 +138,7 @@ fn restore(
 fn forget(conn: &Connection) -> rusqlite::Result<()> {
     conn.execute("UPDATE wraps SET complete = 0", [])?;
     for table in UNDER_WAY {
-        let there: bool = conn.query_row(
-            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1)",
-            [table],
-            |row| row.get(0),
-        )?;
-        if there {
-            conn.execute(&format!("DELETE FROM {table}"), [])?;
-        }
+        conn.execute(&format!("DELETE FROM {table}"), [])?;
     }
     Ok(())
 }

@@ -120,7 +120,7 @@ impl Catalog {
     async fn head_change(&self, change: Change) -> Result<Head, CatalogError> {
         match self.effect(writer::Change::Head(change)).await? {
             Effect::Head(head) => Ok(head),
-            Effect::Made | Effect::None | Effect::Wraps(_) => Err(CatalogError::Closed),
+            _ => Err(CatalogError::Closed),
         }
     }
 }

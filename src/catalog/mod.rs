@@ -11,13 +11,16 @@ mod error;
 mod head;
 #[cfg(test)]
 mod history_tests;
+mod journal;
 mod places;
+mod queue;
 mod reader;
 mod rewrap;
 mod schema;
 mod seen;
 #[cfg(test)]
 mod tests;
+mod uploads;
 mod wraps;
 mod writer;
 
@@ -26,8 +29,10 @@ pub use dependents::{Dependent, Entry};
 pub use error::CatalogError;
 pub use head::Head;
 pub use places::{Asked, Match, PlaceRecord, Record, Waiting};
+pub use queue::{Backlog, Queued};
 pub use rewrap::{Checkpoint, Unpacked};
 pub use seen::Seen;
+pub use uploads::{ConfirmedPart, Journal, JournalledPart, JournalledUpload, Open, Orphan};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -51,6 +56,8 @@ pub struct Known {
     pub receipt: Receipt,
     /// Whether this host deleted it afterwards.
     pub deleted: bool,
+    /// Whether it was only found there: no receipt of this host's.
+    pub found: bool,
 }
 
 /// How a message that the store serves for a place compares with what this
@@ -191,9 +198,7 @@ impl Catalog {
         receipt: &Receipt,
         header: &[u8],
     ) -> Result<(), CatalogError> {
-        let id = message_id(&receipt.message_id)?;
-        self.change(Change::Put(receipt.clone(), id, header.to_vec()))
-            .await
+        self.record_uploaded(receipt, header, None).await
     }
 
     /// Records a deletion: of the place or, where the caller named a
@@ -435,7 +440,7 @@ impl Catalog {
         let key = key.to_owned();
         match self.change_blocking(Change::Wraps { key, count })? {
             Effect::Wraps(row) => Ok(row),
-            Effect::Made | Effect::None | Effect::Head(_) => Err(CatalogError::Closed),
+            _ => Err(CatalogError::Closed),
         }
     }
 

@@ -80,13 +80,15 @@ pub(super) fn lookup(
 ) -> rusqlite::Result<Option<Known>> {
     conn.prepare_cached(
         "SELECT p.deleted IS NOT NULL, m.version_id, m.etag, m.plaintext_size, m.stored_size,
-                m.checksum, m.message_id, m.wrapping_key, m.created, m.recipients
+                m.checksum, m.message_id, m.wrapping_key, m.created, m.recipients,
+                m.first_seen IS NOT NULL
          FROM place p JOIN message m ON m.id = p.current
          WHERE p.bucket = ?1 AND p.key = ?2",
     )?
     .query_row([bucket, key], |row| {
         Ok(Known {
             deleted: row.get(0)?,
+            found: row.get(10)?,
             receipt: receipt(row, bucket, key)?,
         })
     })

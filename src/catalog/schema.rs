@@ -107,6 +107,71 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
 ",
     "
+    CREATE TABLE upload (                     -- begun at the store, and no object yet
+        id              INTEGER PRIMARY KEY,
+        bucket          TEXT NOT NULL,
+        key             TEXT NOT NULL,
+        intent          INTEGER NOT NULL,     -- Unix ms, before the store hears of it
+        state           TEXT NOT NULL,        -- `open`, `resumable`, `orphan`
+        upload_id       TEXT,                 -- the store's
+        ticket          TEXT UNIQUE,          -- from here on: of resumable ones
+        uid             INTEGER,
+        source          TEXT,                 -- the client's word for it
+        request         TEXT,                 -- what was asked for, as JSON
+        attributes      TEXT,                 -- what S3 keeps beside it, as JSON
+        header          BLOB,                 -- the exact bytes; no secret
+        message_id      TEXT,
+        wrapping_key    TEXT,
+        recipients      TEXT,
+        missing         TEXT,
+        created         INTEGER,              -- Unix ms, as in its context
+        length          INTEGER,              -- plaintext bytes
+        frame_length    INTEGER,
+        part_size       INTEGER,
+        first_frames    INTEGER,              -- of the first part
+        part_frames     INTEGER,              -- of every other but the last
+        frames          INTEGER,              -- in all
+        checksum        TEXT,
+        resumes         INTEGER NOT NULL DEFAULT 0,
+        touched         INTEGER               -- Unix ms
+    ) STRICT;
+    CREATE INDEX upload_place ON upload (bucket, key);
+    CREATE TABLE upload_part (
+        upload          INTEGER NOT NULL REFERENCES upload (id),
+        number          INTEGER NOT NULL,     -- from 1
+        first           INTEGER NOT NULL,     -- frame
+        last            INTEGER NOT NULL,     -- frame
+        tags            BLOB NOT NULL,        -- 16 bytes a frame, durable before it is sent
+        etag            TEXT,                 -- once the store has it
+        checksum        TEXT,
+        size            INTEGER,
+        PRIMARY KEY (upload, number)
+    ) STRICT;
+    CREATE TABLE queue (                      -- in the spool, and not yet in S3
+        seq             INTEGER PRIMARY KEY AUTOINCREMENT,
+        ticket          TEXT NOT NULL UNIQUE, -- its file's name, too
+        bucket          TEXT NOT NULL,
+        key             TEXT NOT NULL,
+        uid             INTEGER NOT NULL,
+        gid             INTEGER NOT NULL,
+        attributes      TEXT NOT NULL,        -- what S3 keeps beside it, as JSON
+        header          BLOB NOT NULL,        -- the exact bytes; no secret
+        message_id      TEXT NOT NULL,
+        wrapping_key    TEXT NOT NULL,
+        recipients      TEXT NOT NULL,
+        created         INTEGER NOT NULL,     -- Unix ms, as in its context
+        plaintext_size  INTEGER NOT NULL,
+        size            INTEGER NOT NULL,     -- of the file
+        crc64           INTEGER NOT NULL,     -- of the file
+        sha256          BLOB NOT NULL,        -- of the file
+        since           INTEGER NOT NULL,     -- Unix ms
+        attempts        INTEGER NOT NULL DEFAULT 0,
+        parked          TEXT,                 -- an error's type
+        why             TEXT
+    ) STRICT;
+    CREATE INDEX queue_place ON queue (bucket, key);
+",
+    "
     ALTER TABLE message ADD COLUMN
         first_seen      INTEGER;              -- Unix ms; found in the bucket: no receipt of ours
     CREATE INDEX message_version ON message (place, version_id) WHERE version_id IS NOT NULL;
@@ -181,8 +246,8 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection, CatalogError> {
         .map_err(fail)?;
     conn.pragma_update(None, "foreign_keys", true)
         .map_err(fail)?;
-    // Two dozen statements are all there are.
-    conn.set_prepared_statement_cache_capacity(32);
+    // All the statements there are.
+    conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
 }
 

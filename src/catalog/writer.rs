@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 use tokio::sync::oneshot;
 
 use super::head::{self, Chain};
-use super::{CanaryRow, CatalogError, Head, WrapsRow, rewrap, schema, seen, wraps};
+use super::{CanaryRow, CatalogError, Head, WrapsRow, queue, rewrap, schema, seen, uploads, wraps};
 use crate::api::Receipt;
 
 /// Most changes in one transaction. Bounds how long the first of them waits
@@ -23,8 +23,9 @@ const MAX_BATCH: usize = 1024;
 
 /// One change to the catalogue.
 pub(super) enum Change {
-    /// A message was stored and acknowledged.
-    Put(Receipt, MessageId, Vec<u8>),
+    /// A message was stored and acknowledged: with its header, and what is
+    /// over with it.
+    Put(Receipt, MessageId, Vec<u8>, Over),
     /// A place, or one version of it, was deleted.
     Delete {
         bucket: String,
@@ -49,6 +50,19 @@ pub(super) enum Change {
     Head(head::Change),
     /// A message was found in a bucket.
     Seen(seen::Seen),
+    /// The upload journal.
+    Upload(uploads::Change),
+    /// The queue.
+    Queue(queue::Change),
+}
+
+/// What a stored message was until then.
+#[derive(Default)]
+pub(super) struct Over {
+    /// The journal's row of an upload.
+    pub(super) upload: Option<i64>,
+    /// A ticket of the queue.
+    pub(super) ticket: Option<String>,
 }
 
 /// A message id as stored: its bytes.
@@ -64,6 +78,8 @@ pub(super) enum Effect {
     Wraps(WrapsRow),
     /// The head after it.
     Head(Head),
+    /// The row, or the number, that it made.
+    Row(i64),
 }
 
 /// How a change ended.
@@ -191,7 +207,15 @@ fn apply(tx: &Transaction<'_>, change: &Change, chain: &mut Chain) -> Result<Eff
     let now = now_ms();
     chain.take(change);
     match change {
-        Change::Put(receipt, message_id, header) => put(tx, receipt, message_id, header, now)?,
+        Change::Put(receipt, message_id, header, over) => {
+            put(tx, receipt, message_id, header, now)?;
+            if let Some(row) = over.upload {
+                uploads::forget(tx, row)?;
+            }
+            if let Some(ticket) = &over.ticket {
+                queue::leave(tx, ticket)?;
+            }
+        }
         Change::Delete {
             bucket,
             key,
@@ -240,6 +264,8 @@ fn apply(tx: &Transaction<'_>, change: &Change, chain: &mut Chain) -> Result<Eff
                 return Ok(Effect::None);
             }
         }
+        Change::Upload(change) => return uploads::apply(tx, change, now),
+        Change::Queue(change) => return queue::apply(tx, change, now),
     }
     Ok(Effect::Made)
 }

@@ -61,6 +61,7 @@ impl OpenArgs {
             bound_to: bound_to.map(|old| format!("s3://{}/{}", old.bucket, old.key)),
             allow_unbound: self.allow_unbound,
             allow_uncommitted: self.allow_uncommitted,
+            ask_writers: false,
         })
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use super::failure::Failure;
 use super::place::S3Url;
 use super::ui::{Ui, shown, size};
-use crate::api::Inspection;
+use crate::api::{Availability, Inspection};
 
 #[derive(Args)]
 pub(super) struct InspectArgs {
@@ -49,6 +49,20 @@ fn text(place: &S3Url, found: &Inspection) -> String {
     }
     if let Some(class) = &found.storage_class {
         field("storage class", class);
+    }
+    if let Some(archive) = &found.archive {
+        let until = archive.until.as_deref();
+        field(
+            "archive",
+            &match (archive.state, until) {
+                (Availability::Readable, Some(until)) => {
+                    format!("a copy is readable until {until}")
+                }
+                (Availability::Readable, None) => "readable".to_owned(),
+                (Availability::Restoring, _) => "asked for, and not readable yet".to_owned(),
+                (Availability::Archived, _) => "to be asked for before it can be read".to_owned(),
+            },
+        );
     }
     field(
         "message",

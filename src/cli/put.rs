@@ -1,7 +1,9 @@
 //! `strongroom put`: encrypt a file or a stream and store it.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
@@ -11,7 +13,7 @@ use super::progress::{ClearOnDrop, Progress};
 use super::source::Source;
 use super::ui::{Ui, size};
 use crate::api::{ErrorKind, Receipt};
-use crate::client::PutOptions;
+use crate::client::{PutOptions, Resumable};
 
 #[derive(Args)]
 #[command(
@@ -28,6 +30,9 @@ pub(super) struct PutArgs {
     /// The number of bytes to come from a pipe; any other number stores nothing
     #[arg(long, value_name = "BYTES")]
     size: Option<u64>,
+    /// Go on where an interrupted put of the same unchanged file stopped
+    #[arg(long, conflicts_with_all = ["from_command", "size"])]
+    resume: bool,
     #[command(flatten)]
     options: StoreArgs,
 }
@@ -70,11 +75,21 @@ pub(super) struct StoreArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum RetentionMode {
+pub(super) enum RetentionMode {
     /// Those with a special permission may
     Governance,
     /// Nobody may
     Compliance,
+}
+
+impl RetentionMode {
+    /// S3's name for it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Governance => "GOVERNANCE",
+            Self::Compliance => "COMPLIANCE",
+        }
+    }
 }
 
 impl StoreArgs {
@@ -85,13 +100,7 @@ impl StoreArgs {
             content_type: self.content_type,
             storage_class: self.storage_class,
             retain_until: self.retain_until,
-            retention_mode: self.retention_mode.map(|mode| {
-                match mode {
-                    RetentionMode::Governance => "GOVERNANCE",
-                    RetentionMode::Compliance => "COMPLIANCE",
-                }
-                .to_owned()
-            }),
+            retention_mode: self.retention_mode.map(|mode| mode.name().to_owned()),
             legal_hold: self.legal_hold,
             tags: self.tag,
             ring: self.key,
@@ -148,6 +157,7 @@ pub(super) async fn run(ui: &Ui, mut args: PutArgs) -> Result<(), Failure> {
     let (from, to) = args.places()?;
     let options = args.options.options();
     let receipt = match from {
+        From::Path(path) if args.resume => resume(ui, &path, to, &options).await?,
         From::Path(path) => store_path(ui, &path, args.size, to, &options).await?,
         From::Command(words) => {
             let to = to.object_named_like(None)?;
@@ -156,6 +166,34 @@ pub(super) async fn run(ui: &Ui, mut args: PutArgs) -> Result<(), Failure> {
         }
     };
     report(ui, &receipt)
+}
+
+/// Stores a file, and goes on where that was interrupted before.
+async fn resume(ui: &Ui, path: &Path, to: S3Url, options: &PutOptions) -> Result<Receipt, Failure> {
+    let to = to.object_named_like(path.file_name())?;
+    let name = path.display();
+    let file = File::open(path).and_then(|file| Ok((file.metadata()?.is_file(), file)));
+    let (regular, file) =
+        file.map_err(|error| Failure::io(format!("cannot read {name}"), &error))?;
+    if !regular {
+        return Err(
+            Failure::usage(format!("--resume: {name} is no regular file"))
+                .hint("only a file can be read again: leave --resume out"),
+        );
+    }
+    let source =
+        Resumable::of(file).map_err(|error| Failure::io(format!("cannot read {name}"), &error))?;
+    let progress = Progress::start(ui, to.last_component(), Some(source.length));
+    let _clear = ClearOnDrop(progress.clone());
+    let source = Resumable {
+        progress: Arc::new(move |at| progress.at(at)),
+        ..source
+    };
+    let stored = ui
+        .client()
+        .resumable_put(&to.bucket, &to.key, options, &source)
+        .await;
+    stored.map_err(|error| Failure::api(format_args!("cannot put {to}"), &error))
 }
 
 /// Stores what a path names.

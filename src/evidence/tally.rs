@@ -314,6 +314,7 @@ fn is_operation(kind: Kind) -> bool {
             | Kind::Delete
             | Kind::Rewrap
             | Kind::Verify
+            | Kind::Restore
             | Kind::Admin
     )
 }
@@ -328,6 +329,7 @@ fn word(kind: Kind) -> &'static str {
         Kind::Delete => "delete",
         Kind::Rewrap => "rewrap",
         Kind::Verify => "verify",
+        Kind::Restore => "restore",
         _ => "admin",
     }
 }

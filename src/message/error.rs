@@ -28,6 +28,9 @@ pub enum Error {
     /// This data key does not belong to this message: try the next EDK.
     #[error("the data key does not fit the message")]
     WrongKey,
+    /// A frame sealed anew is not what was sealed before: the source changed.
+    #[error("frame {0} is not what was sealed before")]
+    Differs(u32),
     /// A call that the message's state does not allow: a fault of the caller.
     #[error("misuse of the message format: {0}")]
     Misuse(&'static str),

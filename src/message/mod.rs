@@ -11,6 +11,9 @@
 //! What the types rule out:
 //! - *two headers for one data key*: [`Draft::seal`] consumes the draft, which
 //!   owns the only [`FreshKey`], and nothing but [`DataKey::fresh`] makes one;
+//! - *a frame sealed twice with two contents*: only a [`Resealer`] seals under a
+//!   data key that was used before, and it gives out no frame whose tag is not
+//!   the one that was written down when the frame was first sent;
 //! - *a frame after the final one*: [`Sealer::seal_final`] consumes the sealer;
 //! - *payload keys without a verified header and commitment*: only
 //!   [`Header::verify`] makes an [`Opener`];
@@ -34,6 +37,7 @@ mod layout;
 pub mod limits;
 mod opener;
 mod pack;
+mod resealer;
 mod sealer;
 mod signature;
 mod slot;
@@ -52,6 +56,7 @@ pub use keys::{DataKey, FreshKey, ProvenKey};
 pub use layout::Layout;
 pub use opener::Opener;
 pub use pack::{MAX_RECORDS, Pack, PackName, Record, edk_in, pack_prefix, packs_behind};
+pub use resealer::Resealer;
 pub use sealer::{Finished, Sealer};
 pub use slot::{MAX_SLOT, Slot, header_slot_name, slot_name};
 pub use suite::Suite;

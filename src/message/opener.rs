@@ -33,6 +33,11 @@ impl Opener {
         Self { header, key }
     }
 
+    /// Its parts, for a [`Resealer`](super::Resealer).
+    pub(super) fn into_parts(self) -> (Header, BodyKey) {
+        (self.header, self.key)
+    }
+
     /// The verified header.
     #[must_use]
     pub fn header(&self) -> &Header {

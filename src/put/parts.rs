@@ -9,7 +9,7 @@
 use crate::api::{Error, ErrorKind};
 use crate::engine::Engine;
 use crate::fault::{message_error, spool_error};
-use crate::message::{SealedHeader, Sealer};
+use crate::message::{Resealer, Sealer};
 use crate::store::{Buffer, PartBody, PartPlan, SpoolFile};
 
 use super::Plaintext;
@@ -39,6 +39,8 @@ pub(super) struct Assembly<'e> {
     number: u32,
     /// The size at which this part is full.
     target: u64,
+    /// Whether it ever held memory.
+    begun: bool,
 }
 
 impl<'e> Assembly<'e> {
@@ -69,13 +71,37 @@ impl<'e> Assembly<'e> {
             spool: None,
             number: 0,
             target: 0,
+            begun: false,
         };
         assembly.start_part(total).await?;
         Ok(assembly)
     }
 
+    /// Begins at part `number`, all of one size: how a resumed upload does.
+    pub(super) async fn at(
+        engine: &'e Engine,
+        frame_length: usize,
+        size: u64,
+        number: u32,
+    ) -> Result<Self, Error> {
+        let mut assembly = Self {
+            engine,
+            plan: PartPlan::Known { size },
+            frame_length,
+            buffer: None,
+            sealed: 0,
+            filled: 0,
+            spool: None,
+            number: number.saturating_sub(1),
+            target: 0,
+            begun: false,
+        };
+        assembly.start_part(None).await?;
+        Ok(assembly)
+    }
+
     /// Places the header at the front of the first part.
-    pub(super) fn header(&mut self, header: &SealedHeader) -> Result<(), Error> {
+    pub(super) fn header(&mut self, header: &[u8]) -> Result<(), Error> {
         let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
         buffer.resize(header.len());
         buffer.as_mut_slice()[..header.len()].copy_from_slice(header);
@@ -153,6 +179,46 @@ impl<'e> Assembly<'e> {
         size >= self.target || size + frame > self.engine.settings.limits.max_part
     }
 
+    /// Reads `text` bytes of plaintext behind a frame's head; false if the
+    /// source ended before.
+    pub(super) async fn fill_text(
+        &mut self,
+        source: &mut impl Plaintext,
+        head: usize,
+        text: usize,
+    ) -> Result<bool, Error> {
+        let start = self.sealed + head;
+        let end = start + text;
+        let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
+        if buffer.len() < end + Sealer::TAG_LEN {
+            buffer.resize(end + Sealer::TAG_LEN);
+        }
+        while self.filled < text {
+            if source.ended().await? {
+                return Ok(false);
+            }
+            let from = start + self.filled;
+            self.filled += source.read(&mut buffer.as_mut_slice()[from..end]).await?;
+        }
+        Ok(true)
+    }
+
+    /// Seals what [`Self::fill_text`] read, as the next frame of a message
+    /// that was begun before.
+    pub(super) fn reseal(
+        &mut self,
+        sealer: &mut Resealer,
+        sent: Option<&[u8; Resealer::TAG_LEN]>,
+    ) -> Result<[u8; Resealer::TAG_LEN], Error> {
+        let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
+        let end = self.sealed + sealer.head_len() + self.filled + Sealer::TAG_LEN;
+        let frame = &mut buffer.as_mut_slice()[self.sealed..end];
+        let tag = sealer.seal(frame, sent).map_err(|e| message_error(&e))?;
+        self.sealed = end;
+        self.filled = 0;
+        Ok(tag)
+    }
+
     /// Appends sealed frames to the spool, if this part is spooled and its
     /// buffer has no room for another frame.
     pub(super) async fn make_room(&mut self) -> Result<(), Error> {
@@ -220,9 +286,10 @@ impl<'e> Assembly<'e> {
         }
         let capacity = usize::try_from(capacity)
             .map_err(|_| Error::new(ErrorKind::Internal, "a part beyond the address space"))?;
-        self.buffer = Some(match self.number {
-            1 => self.engine.reserve(capacity).await?,
-            _ => self.engine.reserve_more(capacity).await?,
+        // Whoever holds none yet waits for as long as a newcomer may.
+        self.buffer = Some(match std::mem::replace(&mut self.begun, true) {
+            false => self.engine.reserve(capacity).await?,
+            true => self.engine.reserve_more(capacity).await?,
         });
         self.sealed = 0;
         self.filled = 0;

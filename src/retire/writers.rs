@@ -27,6 +27,38 @@ pub(super) struct Export {
 /// # Errors
 /// It is not there, does not open, or is not whole.
 pub(super) async fn read(engine: &Arc<Engine>, writer: &Writer) -> Result<Export, Error> {
+    let mut reading = Reading::default();
+    each_line(engine, writer, |line| reading.line(line).map(|()| false)).await?;
+    reading.end()
+}
+
+/// Whether a writer's catalogue has this message at this place. Read line by
+/// line: it may be of any size.
+///
+/// # Errors
+/// It is not there, or does not open.
+pub async fn has(
+    engine: &Arc<Engine>,
+    writer: &Writer,
+    place: &Place,
+    message_id: &str,
+) -> Result<bool, Error> {
+    each_line(engine, writer, |line| {
+        // The first line and the last are no entries.
+        Ok(serde_json::from_slice::<Entry>(line).is_ok_and(|entry| {
+            entry.message_id == message_id && entry.bucket == place.bucket && entry.key == place.key
+        }))
+    })
+    .await
+}
+
+/// Hands over the lines of a writer's export until `take` has enough, and
+/// says whether it had.
+async fn each_line(
+    engine: &Arc<Engine>,
+    writer: &Writer,
+    mut take: impl FnMut(&[u8]) -> Result<bool, Error>,
+) -> Result<bool, Error> {
     let request = GetRequest {
         place: Place::new(&writer.bucket, &writer.key),
         version_id: None,
@@ -37,13 +69,14 @@ pub(super) async fn read(engine: &Arc<Engine>, writer: &Writer) -> Result<Export
         rings: None,
     };
     let (_, mut body) = get::get(engine, request).await?;
-    let mut reading = Reading::default();
     let mut buffer = Vec::new();
     while let Some(bytes) = body.next().await {
         buffer.extend_from_slice(&bytes?);
         let mut begin = 0;
         while let Some(length) = buffer[begin..].iter().position(|byte| *byte == b'\n') {
-            reading.line(&buffer[begin..begin + length])?;
+            if take(&buffer[begin..begin + length])? {
+                return Ok(true);
+            }
             begin += length + 1;
         }
         buffer.drain(..begin);
@@ -54,7 +87,7 @@ pub(super) async fn read(engine: &Arc<Engine>, writer: &Writer) -> Result<Export
     if !buffer.is_empty() {
         return Err(senseless("its last line is cut off"));
     }
-    reading.end()
+    Ok(false)
 }
 
 /// An export being read.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use aws_sdk_s3::types::{ObjectLockLegalHoldStatus, ObjectLockMode, StorageClass};
 use aws_smithy_types::DateTime;
+use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 
@@ -23,7 +24,7 @@ const MAX_TAG_KEY: usize = 128;
 const MAX_TAG_VALUE: usize = 256;
 
 /// What S3 keeps beside an object. [`Attributes::check`] before use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     /// `Content-Type`.
     pub content_type: Option<String>,

@@ -94,6 +94,25 @@ impl Hasher {
 }
 
 impl Sum {
+    /// What [`Self::base64`] wrote of `len` bytes; `None` for anything else.
+    pub(super) fn parse(kind: Checksum, base64: &str, len: u64) -> Option<Self> {
+        let bytes = BASE64.decode(base64.as_bytes()).ok()?;
+        let (crc, sha) = match kind {
+            Checksum::Crc64nvme => (u64::from_be_bytes(bytes.try_into().ok()?), None),
+            Checksum::Crc32c => {
+                let crc = u32::from_be_bytes(bytes.try_into().ok()?);
+                (u64::from(crc), None)
+            }
+            Checksum::Sha256 => (0, Some(bytes.try_into().ok()?)),
+        };
+        Some(Self {
+            kind,
+            len,
+            crc,
+            sha,
+        })
+    }
+
     /// Bytes summed.
     pub(super) fn len(&self) -> u64 {
         self.len

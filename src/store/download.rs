@@ -44,6 +44,10 @@ pub struct Pin {
     pub content_type: Option<String>,
     /// When it was stored, RFC 3339; the store's word.
     pub last_modified: Option<String>,
+    /// Its storage class; absent for the standard one.
+    pub storage_class: Option<String>,
+    /// The state of a copy restored from an archive class, in S3's words.
+    pub restore: Option<String>,
 }
 
 /// What was read.
@@ -255,6 +259,8 @@ impl Store {
                 total_len: 0,
                 content_type: head.content_type,
                 last_modified: head.last_modified,
+                storage_class: head.storage_class,
+                restore: head.restore,
             },
             total_len: 0,
             start: 0,
@@ -300,6 +306,8 @@ fn describe(
         total_len,
         content_type: answer.content_type().map(str::to_owned),
         last_modified: answer.last_modified().and_then(instant),
+        storage_class: answer.storage_class().map(|c| c.as_str().to_owned()),
+        restore: answer.restore().map(str::to_owned),
     };
     if let (None, Some(version)) = (&select.pin, &select.version_id)
         && pin.version_id.as_ref() != Some(version)

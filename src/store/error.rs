@@ -122,6 +122,12 @@ impl StoreError {
         }
     }
 
+    /// Whether the request may have been carried out although it failed.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        self.is_ambiguous() || matches!(self, Self::Failed { .. })
+    }
+
     /// Whether this object is to blame, and not the way to it: asking again
     /// changes nothing.
     #[must_use]

@@ -25,6 +25,7 @@ mod parts;
 mod pool;
 mod probe;
 mod range;
+mod restore;
 mod single;
 mod spool;
 mod tally;
@@ -40,15 +41,17 @@ pub use compare::Comparison;
 pub use download::{Fetched, Pin, Select};
 pub use error::StoreError;
 pub use list::{ListedObject, ListedUpload, Page};
+pub use multipart::ListedPart;
 pub use object::{Deleted, Head};
 pub use parts::{Limits, PartPlan};
 pub use pool::{Pool, Starved};
 pub use probe::BucketFacts;
 pub use range::ByteRange;
+pub use restore::Asked;
 pub use single::Stored;
 pub use spool::{Spool, SpoolError, SpoolFile};
 pub use tally::Calls;
-pub use upload::Upload;
+pub use upload::{OnSent, SentPart, Upload};
 pub use versions::{ListedVersion, VersionMarker, VersionPage};
 
 /// Where an object is.

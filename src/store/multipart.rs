@@ -11,6 +11,7 @@ use super::checksum::{Sum, Whole, sdk_type};
 use super::client::attempt;
 use super::error::{NO_SUCH_UPLOAD, classify};
 use super::single::{Stored, disagreement, length, told_checksum, with_checksum};
+use super::upload::SentPart;
 use super::{Place, Store, StoreError};
 
 /// Which upload the requests are about.
@@ -146,14 +147,100 @@ impl Job {
         Ok(told_checksum!(head, self.store.kind()).map(str::to_owned))
     }
 
-    pub(super) async fn abort(&self) {
-        if let Err(error) = self.store.abort_upload(&self.place, &self.id).await {
-            tracing::error!(place = %self.place, upload = self.id, %error, "an upload could not be aborted");
+    pub(super) async fn abort(&self) -> bool {
+        match self.store.abort_upload(&self.place, &self.id).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(place = %self.place, upload = self.id, %error, "an upload could not be aborted");
+                false
+            }
         }
     }
 }
 
+impl Part {
+    /// In words that can be written down.
+    pub(super) fn told(&self) -> SentPart {
+        SentPart {
+            number: u32::try_from(self.number).unwrap_or_default(),
+            etag: self.etag.clone(),
+            checksum: self.sum.base64(),
+            size: self.sum.len(),
+        }
+    }
+}
+
+/// A part of an upload as the store lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedPart {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Its entity tag.
+    pub etag: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Its checksum, base64, if the store tells one.
+    pub checksum: Option<String>,
+}
+
 impl Store {
+    /// The parts that the store has of an upload; `None` if there is no such
+    /// upload. At most as many as an object may have.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn list_parts(
+        &self,
+        place: &Place,
+        upload_id: &str,
+    ) -> Result<Option<Vec<ListedPart>>, StoreError> {
+        let kind = self.kind();
+        let most = self.inner.limits.max_parts as usize;
+        let mut parts = Vec::new();
+        let mut marker = None;
+        loop {
+            let sent = self
+                .inner
+                .client
+                .list_parts()
+                .bucket(&place.bucket)
+                .key(place.sdk_key())
+                .upload_id(upload_id)
+                .set_part_number_marker(marker)
+                .set_expected_bucket_owner(self.inner.owner.clone())
+                .send()
+                .await;
+            let answer = match sent.map_err(|e| classify("ListParts", place, e)) {
+                Ok(answer) => answer,
+                Err(StoreError::Failed { code, .. }) if code == NO_SUCH_UPLOAD => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            for part in answer.parts() {
+                parts.push(ListedPart {
+                    number: part
+                        .part_number()
+                        .and_then(|n| u32::try_from(n).ok())
+                        .unwrap_or_default(),
+                    etag: part.e_tag().unwrap_or_default().to_owned(),
+                    size: part
+                        .size()
+                        .and_then(|n| u64::try_from(n).ok())
+                        .unwrap_or_default(),
+                    checksum: told_checksum!(part, kind).map(str::to_owned),
+                });
+            }
+            if parts.len() > most {
+                return Err(StoreError::corrupt("the upload has too many parts"));
+            }
+            let next = answer.next_part_number_marker();
+            match next.filter(|_| answer.is_truncated() == Some(true)) {
+                // A page that is empty would be the last for ever.
+                Some(next) if !answer.parts().is_empty() => marker = Some(next.to_owned()),
+                _ => return Ok(Some(parts)),
+            }
+        }
+    }
+
     /// Ends a multipart upload by its id; one that is gone already is fine.
     ///
     /// # Errors

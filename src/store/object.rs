@@ -34,6 +34,8 @@ pub struct Head {
     /// The state of a restore from an archive class, as S3 writes it:
     /// `ongoing-request="false", expiry-date="…"`.
     pub restore: Option<String>,
+    /// Intelligent-Tiering has moved it to this archive tier.
+    pub archive_status: Option<String>,
     /// Server-side encryption, by S3's name.
     pub server_side_encryption: Option<String>,
     /// Checksum with its algorithm: `crc64nvme:BASE64`.
@@ -156,6 +158,7 @@ fn head(answer: &HeadObjectOutput) -> Head {
             .object_lock_legal_hold_status()
             .is_some_and(|status| status.as_str() == "ON"),
         restore: answer.restore().map(str::to_owned),
+        archive_status: answer.archive_status().map(|s| s.as_str().to_owned()),
         server_side_encryption: answer
             .server_side_encryption()
             .map(|sse| sse.as_str().to_owned()),

@@ -163,6 +163,27 @@ impl Store {
         }
     }
 
+    /// Stores a small object that says who came first: never replaces one,
+    /// and is not retained. `claim` is random, so that a retry knows its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] if somebody came before.
+    pub async fn put_claim(
+        &self,
+        bucket: &str,
+        name: &str,
+        claim: bytes::Bytes,
+    ) -> Result<(), StoreError> {
+        // Where the store ignores `If-None-Match`, at least what is there long.
+        match self.head_raw(&Place::new(bucket, name), None).await {
+            Ok(_) => return Err(StoreError::Exists),
+            Err(error) if error.is_absent() => {}
+            Err(error) => return Err(error),
+        }
+        self.put_slot(bucket, name, claim, &Attributes::default())
+            .await
+    }
+
     /// After a failure that may hide a success: is the object there ours?
     pub(super) async fn settle(
         &self,

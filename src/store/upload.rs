@@ -14,8 +14,39 @@ use super::multipart::{Job, Part};
 use super::single::{Expected, Stored, with_checksum};
 use super::{PartBody, Place, Store, StoreError};
 
+/// A part that the store has confirmed, in words that can be written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentPart {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Its entity tag.
+    pub etag: String,
+    /// Its checksum, base64.
+    pub checksum: String,
+    /// Its bytes.
+    pub size: u64,
+}
+
+/// Who is told of each part that the store confirms, at once.
+#[derive(Clone)]
+pub struct OnSent(Arc<dyn Fn(SentPart) + Send + Sync>);
+
+impl OnSent {
+    /// Tells `listener`, which must not block.
+    pub fn new(listener: impl Fn(SentPart) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(listener))
+    }
+}
+
+impl std::fmt::Debug for OnSent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnSent")
+    }
+}
+
 /// An upload in progress. [`Upload::complete`] and [`Upload::abort`] consume
-/// it; one that is dropped is aborted in the background.
+/// it; one that is dropped is aborted in the background, unless it is to be
+/// [kept](Upload::keep).
 #[derive(Debug)]
 pub struct Upload {
     job: Arc<Job>,
@@ -29,6 +60,9 @@ pub struct Upload {
     first_error: Option<StoreError>,
     /// Completed or aborted: dropping it has nothing to do.
     over: bool,
+    /// It is to be resumed: only the one who says so aborts it.
+    kept: bool,
+    on_sent: Option<OnSent>,
 }
 
 impl Store {
@@ -73,7 +107,38 @@ impl Store {
                 message: "CreateMultipartUpload was answered without one".into(),
                 request_id: None,
             })?;
-        Ok(Upload {
+        Ok(self.upload(place, attributes, concurrency, id))
+    }
+
+    /// Goes on with an upload that was begun before and kept. What becomes of
+    /// it, its caller says: nothing aborts it but [`Upload::abort`].
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`].
+    pub fn resume(
+        &self,
+        place: &Place,
+        attributes: &Attributes,
+        concurrency: usize,
+        id: &str,
+        on_sent: OnSent,
+    ) -> Result<Upload, StoreError> {
+        place.check()?;
+        attributes.check()?;
+        let mut upload = self.upload(place, attributes, concurrency, id.to_owned());
+        upload.kept = true;
+        upload.on_sent = Some(on_sent);
+        Ok(upload)
+    }
+
+    fn upload(
+        &self,
+        place: &Place,
+        attributes: &Attributes,
+        concurrency: usize,
+        id: String,
+    ) -> Upload {
+        Upload {
             job: Arc::new(Job {
                 store: self.clone(),
                 place: place.clone(),
@@ -87,11 +152,42 @@ impl Store {
             last_len: 0,
             first_error: None,
             over: false,
-        })
+            kept: false,
+            on_sent: None,
+        }
     }
 }
 
 impl Upload {
+    /// The store's id of it.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.job.id
+    }
+
+    /// Leaves it as it is, to be resumed. What is in flight may arrive or not.
+    pub fn keep(mut self) {
+        self.over = true;
+    }
+
+    /// Counts the next part as sent: the store has confirmed it before.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] for another number than the next, or a checksum
+    /// of another kind than the configured one.
+    pub fn sent(&mut self, part: &SentPart) -> Result<(), StoreError> {
+        let number = self.number(part.size)?;
+        let sum = Sum::parse(self.job.store.kind(), &part.checksum, part.size)
+            .filter(|_| u32::try_from(number) == Ok(part.number))
+            .ok_or_else(|| StoreError::invalid("a part is not the next of this upload"))?;
+        self.parts.push(Part {
+            number,
+            etag: part.etag.clone(),
+            sum,
+        });
+        Ok(())
+    }
+
     /// Sends the next part: waits until fewer than the allowed number are in
     /// flight, then returns while this one goes out.
     ///
@@ -113,8 +209,14 @@ impl Upload {
         let body = Body::from(body);
         let number = self.number(body.len())?;
         let job = self.job.clone();
-        self.sending
-            .spawn(async move { job.send(number, body).await });
+        let on_sent = self.on_sent.clone();
+        self.sending.spawn(async move {
+            let part = job.send(number, body).await?;
+            if let Some(tell) = on_sent {
+                tell.0(part.told());
+            }
+            Ok(part)
+        });
         Ok(())
     }
 
@@ -138,34 +240,35 @@ impl Upload {
     ///
     /// # Errors
     /// The first error of any part; else the completion's own. The upload has
-    /// been aborted then, and no object of ours is there as far as the store
-    /// can be asked.
+    /// been aborted then, unless it is one to be resumed, and no object of
+    /// ours is there as far as the store can be asked.
     pub async fn complete(mut self) -> Result<Stored, StoreError> {
-        if let Err(error) = self.drained().await {
-            self.abort().await;
-            return Err(error);
-        }
-        match self.finish().await {
-            Ok(stored) => {
-                self.over = true;
-                Ok(stored)
-            }
-            Err(error) => {
+        let outcome = match self.drained().await {
+            Ok(()) => self.finish().await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Err(error) if !self.kept => {
                 self.abort().await;
                 Err(error)
+            }
+            outcome => {
+                self.over = true;
+                outcome
             }
         }
     }
 
-    /// Ends the upload without an object. A failure to do so is logged: the
-    /// caller has an error to report already.
-    pub async fn abort(mut self) {
+    /// Ends the upload without an object, and says whether the store has. A
+    /// failure to do so is logged: the caller has an error to report already.
+    pub async fn abort(mut self) -> bool {
         // Parts first: one that arrives after the abort would be kept, and
         // charged for.
         self.sending.shutdown().await;
-        self.job.abort().await;
+        let aborted = self.job.abort().await;
         // Not before: a caller that is cancelled here leaves it to `drop`.
         self.over = true;
+        aborted
     }
 
     fn note(&mut self, done: Result<Result<Part, StoreError>, tokio::task::JoinError>) {
@@ -247,7 +350,7 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if self.over {
+        if self.over || self.kept {
             return;
         }
         let mut sending = std::mem::take(&mut self.sending);

@@ -298,7 +298,7 @@ fn unknown_routes_methods_and_parameters_are_named() {
             "malformed",
             "the query names no bucket",
         ),
-        ("GET", "/v1/uploads", "not-implemented", "/v1/uploads"),
+        ("PUT", "/v1/uploads", "method-not-allowed", "/v1/uploads"),
         (
             "GET",
             "/v1/objects/bucket/k?versionId=x",
