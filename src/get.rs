@@ -234,10 +234,9 @@ async fn check_standing(
     let place = &request.place;
     // What a rebuilt catalogue only found there has nobody's word.
     let ours = |standing| async move {
-        let found =
-            engine
-                .catalog
-                .first_seen(&place.bucket, &place.key, &header.message_id().to_string());
+        let id = header.message_id().to_string();
+        let catalog = &engine.catalog;
+        let found = catalog.first_seen(&place.bucket, &place.key, &id);
         Ok(match found.await.map_err(|e| unreadable(&e))? {
             Some(_) => api::Standing::Unknown,
             None => standing,
