@@ -56,7 +56,8 @@ fn rule_15_a_catalogue_older_than_the_evidence_turns_verify_red() {
         [(String::new(), "catalogue-rolled-back".to_owned())].into()
     );
     assert!(red.run.text().contains("5 changes"), "{}", red.run.text());
-    agent.cli(["audit", "verify"]).ok();
+    let intact = agent.cli(["audit", "verify"]).ok().text();
+    assert!(intact.contains("; catalog 6 "), "{intact}");
     let told = process::eventually(std::time::Duration::from_secs(20), || {
         let status = agent.cli(["status"]).ok().text();
         status.contains("older than the evidence").then_some(())
