@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
+use std::time::Duration;
 
-use crate::support::{Agent, Hsm, Weed, pattern, temp_dir};
+use crate::support::process::eventually;
+use crate::support::{Agent, Hsm, Weed, pattern, temp_dir, value};
 use crate::{Archive, is_skipped};
 
 #[test]
@@ -56,4 +58,61 @@ fn a_killed_run_is_taken_up_where_it_was() {
         }
         assert_eq!(archive.summary(dir.path(), options)["stored"], 0);
     }
+}
+
+#[test]
+fn a_large_file_goes_on_where_a_killed_run_was() {
+    if is_skipped() {
+        return;
+    }
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let agent = Agent::start(&hsm, weed, |config| {
+        config["s3"]["part_size"] = value("5 MiB");
+        config["s3"]["upload_concurrency"] = value(1);
+    });
+    let archive = Archive::new(&agent, weed.bucket("large"));
+    let dir = temp_dir();
+    const SIZE: u64 = 48 << 20;
+    fs::write(dir.path().join("large"), pattern(5, SIZE)).unwrap();
+    let url = archive.url();
+    let words = ["archive", dir.path().to_str().unwrap(), &url, "--bwlimit"];
+    let mut child = agent
+        .command(words.iter().chain(&["8MiB/s"]))
+        .spawn()
+        .unwrap();
+    let uploads = |path: &str| {
+        agent
+            .http("GET", &format!("/v1/uploads{path}"), &[], b"")
+            .json()
+    };
+    let offset = || {
+        let id = uploads("")[0]["id"].as_str()?.to_owned();
+        uploads(&format!("/{id}"))["offset"].as_u64()
+    };
+    let enough = |offset: &u64| *offset >= 10 << 20;
+    let began = eventually(Duration::from_secs(60), || offset().filter(enough));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(began.is_some(), "{}", uploads(""));
+    let before = received(&agent);
+    assert_eq!(archive.summary(dir.path(), &[])["stored"], 1);
+    // 10 MiB need not be sent again; the manifest is small.
+    let sent = received(&agent) - before;
+    assert!(sent <= SIZE - (9 << 20), "{sent} bytes of {SIZE}");
+    assert_eq!(uploads(""), serde_json::json!([]));
+    assert!(archive.content(&archive.entry(b"large")) == pattern(5, SIZE));
+}
+
+/// Plaintext bytes that the agent had from its clients.
+fn received(agent: &Agent) -> u64 {
+    let text = agent.http("GET", "/v1/metrics", &[], b"").text();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("strongroom_plaintext_bytes_total{direction=\"in\"}"));
+    line.unwrap()
+        .split(' ')
+        .next_back()
+        .unwrap()
+        .parse()
+        .unwrap()
 }

@@ -197,13 +197,14 @@ impl Plan {
     }
 }
 
-/// The end of a retention that begins now: whole seconds, as S3 keeps it.
+/// The end of a retention that begins now, and then of that day in UTC: runs
+/// of one day ask for the same, and so can take up each other's uploads.
 fn until(span: jiff::Span) -> Result<String, Failure> {
     jiff::Timestamp::now()
         .to_zoned(jiff::tz::TimeZone::UTC)
         .checked_add(span)
-        .and_then(|end| jiff::Timestamp::from_second(end.timestamp().as_second()))
-        .map(|end| end.to_string())
+        .and_then(|end| end.tomorrow()?.start_of_day())
+        .map(|end| end.timestamp().to_string())
         .map_err(|error| Failure::usage(format!("--retain: {error}")))
 }
 

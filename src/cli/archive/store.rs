@@ -1,6 +1,7 @@
 //! What all jobs of a run share, and the job that stores one file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -19,6 +20,10 @@ use crate::manifest::{Entry, Kind, RelPath, RunId, StoredAt, object_key};
 const ATTEMPTS: u32 = 4;
 /// The wait before the second attempt; each further one waits as much longer.
 const WAIT: Duration = Duration::from_millis(250);
+
+/// Files from this many bytes on go on where an interrupted run was: below,
+/// the client sends them whole anyway (docs/uploads.md).
+const LARGE: u64 = 16 << 20;
 
 /// What every job needs.
 pub(super) struct Shared {
@@ -158,7 +163,12 @@ pub(super) async fn file(shared: Arc<Shared>, found: Found, before: Option<Entry
             }
         }
         attempt += 1;
-        match send(&shared, &found, &key, opened).await {
+        let sent = if opened.size() < LARGE {
+            send(&shared, &found, &key, opened).await
+        } else {
+            send_large(&shared, &found, &key, opened).await
+        };
+        match sent {
             Sent::Done(outcome) => return outcome,
             Sent::Changed if attempt >= ATTEMPTS => return changed(&found),
             Sent::Changed => tokio::time::sleep(WAIT * attempt).await,
@@ -195,16 +205,7 @@ async fn send(shared: &Arc<Shared>, found: &Found, key: &str, opened: Opened) ->
         (Ok(receipt), Some(opened), Some(Ok(sha256)))
             if receipt.plaintext_size == opened.size() =>
         {
-            if let Err(failure) = shared.confirm(&receipt, &shared.plan.put).await {
-                return Sent::Done(Outcome::Stop(failure));
-            }
-            let mut entry = opened.into_entry(sha256);
-            entry.deleted = shared.deleted_by_us(found);
-            place_at(&mut entry, key, &receipt, None);
-            if let Some(journal) = &shared.journal {
-                journal.stored(&entry);
-            }
-            Sent::Done(Outcome::Stored(Box::new(entry)))
+            Sent::Done(stored(shared, found, key, &receipt, opened.into_entry(sha256)).await)
         }
         (_, _, Some(Err(ReadError::Changed))) => Sent::Changed,
         (_, _, Some(Err(ReadError::Io(error)))) => {
@@ -214,6 +215,61 @@ async fn send(shared: &Arc<Shared>, found: &Found, key: &str, opened: Opened) ->
         (Err(error), ..) => Sent::Done(failed(found, &error)),
         (Ok(_), ..) => Sent::Changed,
     }
+}
+
+/// Sends a large file by an upload that an interrupted run may have begun,
+/// and hashes it at the same time: both read the same file, or neither counts.
+async fn send_large(shared: &Arc<Shared>, found: &Found, key: &str, opened: Opened) -> Sent {
+    let source = match opened.resumable(shared.pace.clone()) {
+        Ok(source) => source,
+        Err(error) => return Sent::Done(unreadable(found, error.into())),
+    };
+    let failed_meanwhile = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&failed_meanwhile);
+    let hash = blocking(move || {
+        let read = opened.read(None, |_| !stop.load(Ordering::Relaxed));
+        (opened, read)
+    });
+    let place = shared.plan.place_of(key);
+    let put = async {
+        let answer = shared
+            .client
+            .resumable_put(&place.bucket, &place.key, &shared.plan.put, &source)
+            .await;
+        failed_meanwhile.store(answer.is_err(), Ordering::Relaxed);
+        answer
+    };
+    let (answer, (opened, read)) = tokio::join!(put, hash);
+    match (answer, read) {
+        (Ok(receipt), Ok(sha256)) if receipt.plaintext_size == opened.size() => {
+            Sent::Done(stored(shared, found, key, &receipt, opened.into_entry(sha256)).await)
+        }
+        (_, Err(ReadError::Io(error))) => Sent::Done(unreadable(found, ReadError::Io(error))),
+        (Err(error), _) if is_passing(error.kind) => Sent::Passing(error),
+        (Err(error), _) if error.kind != ErrorKind::Incomplete || opened.is_unchanged() => {
+            Sent::Done(failed(found, &error))
+        }
+        _ => Sent::Changed,
+    }
+}
+
+/// A file was acknowledged.
+async fn stored(
+    shared: &Shared,
+    found: &Found,
+    key: &str,
+    receipt: &Receipt,
+    mut entry: Entry,
+) -> Outcome {
+    if let Err(failure) = shared.confirm(receipt, &shared.plan.put).await {
+        return Outcome::Stop(failure);
+    }
+    entry.deleted = shared.deleted_by_us(found);
+    place_at(&mut entry, key, receipt, None);
+    if let Some(journal) = &shared.journal {
+        journal.stored(&entry);
+    }
+    Outcome::Stored(Box::new(entry))
 }
 
 /// Where a file's content is from now on.

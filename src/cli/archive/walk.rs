@@ -42,7 +42,12 @@ impl Root {
         } else {
             within
         };
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let mut flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // A FIFO or a terminal at the place of a file holds nobody up; a mere
+        // path takes neither flag.
+        if !flags.contains(OFlags::PATH) {
+            flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
+        }
         let resolve =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         Ok(rustix::fs::openat2(
