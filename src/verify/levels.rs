@@ -7,6 +7,7 @@
 //! for. Memory is a page, and a bit for each message.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
@@ -29,6 +30,10 @@ const HEADS: usize = 16;
 /// Objects read at once. Each has a part in flight for every one of
 /// `upload_concurrency`; memory is taken from the common budget.
 const READS: usize = 4;
+/// Attempts at reading an object while store, token or memory are away, and
+/// the pause between them: a worker that is replaced is back by then.
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_secs(5);
 /// Messages of the catalogue looked for at a time.
 const PAGE: u32 = 1000;
 
@@ -245,6 +250,7 @@ impl Run<'_> {
                     }
                 }
                 match verdict.finding {
+                    None if looked == Looked::Unchecked => {}
                     None => tale.sum.good += u64::from(!listed.delete_marker),
                     Some((Finding::Extra, _)) if self.request.allow_extra => tale.sum.extra += 1,
                     Some(found) => {
@@ -378,9 +384,7 @@ impl Run<'_> {
         if self.level != Level::Read {
             return Ok((None, looked));
         }
-        let rings = self.scope.rings.clone();
-        let read = look::by_reading(self.engine, place, listed, rings, Some(record)).await;
-        let found = match read {
+        let found = match self.read(place, listed, record).await {
             Ok(None) => return Ok((None, looked)),
             Ok(Some(found)) => Some(found),
             Err(error) if error.kind == ErrorKind::Archived => {
@@ -396,6 +400,27 @@ impl Run<'_> {
             (None, Some(now), Some(found)) if now.id == record.id => (Some(found), looked),
             _ => (None, Looked::Listed),
         })
+    }
+
+    /// Reads a version, again after a moment if what it needs is away or busy:
+    /// a run of hours must not end for that.
+    async fn read(
+        &self,
+        place: &Place,
+        listed: &ListedVersion,
+        record: &Record,
+    ) -> Result<Option<(Finding, String)>, Error> {
+        let mut attempt = 1;
+        loop {
+            let rings = self.scope.rings.clone();
+            let read = look::by_reading(self.engine, place, listed, rings, Some(record)).await;
+            match read {
+                Err(error) if attempt < ATTEMPTS && may_pass(&error) => {}
+                other => return other,
+            }
+            attempt += 1;
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Looks for the messages that the listing did not show.
@@ -443,6 +468,14 @@ impl Run<'_> {
         };
         Ok(again(self.engine, &place, &listed).await?.0.finding)
     }
+}
+
+/// What waiting may mend.
+fn may_pass(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::Busy | ErrorKind::TokenAway | ErrorKind::StoreAway
+    )
 }
 
 /// What is not there, or not as it was, for a moment's reason.
