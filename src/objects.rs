@@ -6,7 +6,8 @@ mod archive;
 pub use archive::{DEFAULT_DAYS, MAX_DAYS, archive_state, ask_for, versions};
 
 use crate::api::{
-    Answer, Availability, Error, ErrorKind, InspectedKey, InspectedSlot, Inspection, KeyInfo, ListEntry, ListPage,
+    Answer, Availability, Error, ErrorKind, InspectedKey, InspectedSlot, Inspection, KeyInfo,
+    ListEntry, ListPage,
 };
 use crate::audit::Event;
 use crate::binding::CONTEXT_CREATED;

@@ -21,8 +21,8 @@ use crate::catalog::{CatalogError, Entry};
 use crate::config::Writer;
 use crate::engine::Engine;
 
-pub use writers::has as writer_has;
 use writers::Export;
+pub use writers::has as writer_has;
 
 /// Reasons that are told one by one; the rest is counted.
 const TOLD: usize = 1000;

@@ -26,9 +26,7 @@ pub(super) async fn ask_for(
     let tier = match query.value("tier") {
         None => Tier::default(),
         Some(word) => Tier::from_word(&word).ok_or_else(|| {
-            malformed(format!(
-                "{word:?} is no tier: bulk, standard or expedited"
-            ))
+            malformed(format!("{word:?} is no tier: bulk, standard or expedited"))
         })?,
     };
     let days = match query.value("days") {

@@ -55,7 +55,9 @@ fn text(place: &S3Url, found: &Inspection) -> String {
         field(
             "archive",
             &match (archive.state, until) {
-                (Availability::Readable, Some(until)) => format!("a copy is readable until {until}"),
+                (Availability::Readable, Some(until)) => {
+                    format!("a copy is readable until {until}")
+                }
                 (Availability::Readable, None) => "readable".to_owned(),
                 (Availability::Restoring, _) => "asked for, and not readable yet".to_owned(),
                 (Availability::Archived, _) => "to be asked for before it can be read".to_owned(),

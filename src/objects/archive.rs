@@ -124,7 +124,12 @@ fn marker(text: &str) -> Result<VersionMarker, Error> {
                 version_id: Some(version.to_owned()).filter(|id| !id.is_empty()),
             })
         })
-        .ok_or_else(|| Error::new(ErrorKind::Malformed, "continuation is not from a former page"))
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Malformed,
+                "continuation is not from a former page",
+            )
+        })
 }
 
 #[cfg(test)]

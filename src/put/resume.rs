@@ -697,7 +697,7 @@ fn session(engine: &Engine, ticket: &str) -> Result<crate::engine::Session, Erro
 }
 
 /// 128 random bits: nobody guesses another's.
-fn ticket() -> Result<String, Error> {
+pub(super) fn ticket() -> Result<String, Error> {
     let mut random = [0; 16];
     getrandom::fill(&mut random)
         .map_err(|e| Error::new(ErrorKind::Internal, "no random bytes").log(e))?;

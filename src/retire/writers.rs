@@ -46,9 +46,7 @@ pub async fn has(
     each_line(engine, writer, |line| {
         // The first line and the last are no entries.
         Ok(serde_json::from_slice::<Entry>(line).is_ok_and(|entry| {
-            entry.message_id == message_id
-                && entry.bucket == place.bucket
-                && entry.key == place.key
+            entry.message_id == message_id && entry.bucket == place.bucket && entry.key == place.key
         }))
     })
     .await
