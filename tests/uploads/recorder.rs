@@ -94,13 +94,6 @@ impl Recorder {
         self.shared.parts.load(Ordering::SeqCst)
     }
 
-    /// Requests with this method and these words in their target, so far.
-    pub(crate) fn count(&self, method: &str, words: &str) -> usize {
-        let seen = self.shared.seen.lock().unwrap();
-        let of = |line: &&String| line.starts_with(method) && line.contains(words);
-        seen.requests.iter().filter(of).count()
-    }
-
     /// The keys of a bucket that were made, in order: by a PUT, or by what
     /// begins a multipart upload. A retry right after it counts once.
     pub(crate) fn made(&self, bucket: &str) -> Vec<String> {
