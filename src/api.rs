@@ -173,6 +173,12 @@ pub struct Inspection {
     /// S3's storage class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_class: Option<String>,
+    /// Object Lock retains it until then, as the store reports it, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_until: Option<String>,
+    /// Object Lock's mode, as the store reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_mode: Option<String>,
     /// Whether it can be read now, for objects in an archive class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveState>,

@@ -26,7 +26,7 @@ pub use path::{MAX_PATH, RelPath};
 pub use read::Reader;
 pub use wire::{Counts, End, Head, Root};
 pub(crate) use wire::{Name, decode_path, encode_path, hash};
-pub use write::{Writer, partial_end};
+pub use write::Writer;
 
 /// Bytes of one line, at most, its line break included. Ours: a path, a link
 /// and 512 KiB of extended attributes in base64 fit.
@@ -57,6 +57,32 @@ pub enum Error {
     /// somebody cut it short.
     #[error("it ends after line {0} without an end line")]
     Unfinished(u64),
+}
+
+/// One entry as a line of JSON, for a journal of single entries.
+///
+/// # Errors
+/// [`Error::Malformed`] if it is too long.
+pub fn encode_entry(entry: &Entry) -> Result<Vec<u8>, Error> {
+    let mut line =
+        serde_json::to_vec(&wire::WireEntry::encode(entry)).map_err(std::io::Error::from)?;
+    line.push(b'\n');
+    if line.len() > MAX_LINE {
+        return Err(Error::Malformed {
+            line: 1,
+            why: "an entry is too long".to_owned(),
+        });
+    }
+    Ok(line)
+}
+
+/// The entry that [`encode_entry`] wrote.
+///
+/// # Errors
+/// It breaks the bounds of an entry.
+pub fn decode_entry(line: &[u8]) -> Result<Entry, Why> {
+    let wire: wire::WireEntry = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    wire.decode()
 }
 
 /// A value that breaks a bound: why.

@@ -216,6 +216,8 @@ pub async fn inspect(
         last_modified: head.last_modified,
         archive,
         storage_class: head.storage_class,
+        retain_until: head.retain_until,
+        retention_mode: head.retention_mode,
         format_version: header.version(),
         suite: header.suite().to_string(),
         message_id,

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
-    audit, catalog, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man, put,
-    queue, recover, rewrap, rm, token, verify,
+    archive, audit, catalog, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man,
+    put, queue, recover, rewrap, rm, token, verify,
 };
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
@@ -76,6 +76,8 @@ pub(super) enum Command {
     Cp(cp::CpArgs),
     /// Move an object; it is encrypted anew, and the source deleted afterwards
     Mv(cp::MvArgs),
+    /// Store directories: what changed since the last run, from cron or by hand
+    Archive(Box<archive::ArchiveArgs>),
     /// Verify what is stored: whether a recipient could open it
     Verify(verify::VerifyArgs),
     /// Make objects open by another wrapping key, without touching them
@@ -138,7 +140,7 @@ mod tests {
 
     #[test]
     fn commands_of_later_releases_are_unknown() {
-        for command in ["archive", "server", "token-worker"] {
+        for command in ["mount", "server", "token-worker"] {
             let error = Cli::try_parse_from(["strongroom", command]).err().unwrap();
             assert_eq!(error.kind(), clap::error::ErrorKind::InvalidSubcommand);
         }

@@ -28,7 +28,7 @@ pub(super) const CONFIG: u8 = 78;
 const PIPE: u8 = 141;
 
 /// Why a command ends without having done its work.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Failure {
     code: u8,
     what: String,
@@ -101,6 +101,11 @@ impl Failure {
     /// The exit code.
     pub(super) fn code(&self) -> u8 {
         self.code
+    }
+
+    /// What failed, and what to do about it.
+    pub(super) fn parts(&self) -> (&str, Option<&str>) {
+        (&self.what, self.hint.as_deref())
     }
 
     /// Tells it on stderr.

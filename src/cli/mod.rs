@@ -12,6 +12,7 @@
 //!   escaped: they are the adversary's to choose.
 
 mod agent;
+mod archive;
 mod args;
 mod audit;
 mod catalog;
@@ -103,6 +104,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Rm(args) => block_on(rm::run(&ui, args)),
         Command::Cp(args) => block_on(cp::copy(&ui, args)),
         Command::Mv(args) => block_on(cp::rename(&ui, args)),
+        Command::Archive(args) => block_on(archive::run(&ui, *args)),
         Command::Verify(args) => block_on(verify::run(&ui, args)),
         Command::Recover(args) => block_on(recover::run(&ui, args)),
         Command::Rewrap(args) => block_on(rewrap::run(&ui, args)),

@@ -79,11 +79,21 @@ pub(super) struct StoreArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum RetentionMode {
+pub(super) enum RetentionMode {
     /// Those with a special permission may
     Governance,
     /// Nobody may
     Compliance,
+}
+
+impl RetentionMode {
+    /// S3's name for it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Governance => "GOVERNANCE",
+            Self::Compliance => "COMPLIANCE",
+        }
+    }
 }
 
 impl StoreArgs {
@@ -94,13 +104,7 @@ impl StoreArgs {
             content_type: self.content_type,
             storage_class: self.storage_class,
             retain_until: self.retain_until,
-            retention_mode: self.retention_mode.map(|mode| {
-                match mode {
-                    RetentionMode::Governance => "GOVERNANCE",
-                    RetentionMode::Compliance => "COMPLIANCE",
-                }
-                .to_owned()
-            }),
+            retention_mode: self.retention_mode.map(|mode| mode.name().to_owned()),
             legal_hold: self.legal_hold,
             tags: self.tag,
             ring: self.key,

@@ -26,7 +26,7 @@ use crate::client::Upload;
 
 /// Bytes a read asks for: large enough that system calls cost nothing, small
 /// enough to stay in the second-level cache on its way to the socket.
-const CHUNK: usize = 512 << 10;
+pub(super) const CHUNK: usize = 512 << 10;
 /// Chunks between the reader and the connection.
 const QUEUE: usize = 4;
 /// Wished capacity of a pipe in bytes: the most that `fs.pipe-max-size` gives
@@ -346,13 +346,13 @@ impl Verdict {
 /// Read buffers, used again as soon as the connection is done with them:
 /// fresh ones would cost a page fault for every 4 KiB.
 #[derive(Default)]
-struct Pool {
+pub(super) struct Pool {
     lent: std::collections::VecDeque<Bytes>,
 }
 
 impl Pool {
     /// Reads up to `want` bytes; an empty chunk is the end.
-    fn read(&mut self, from: &mut dyn Read, want: usize) -> io::Result<Bytes> {
+    pub(super) fn read(&mut self, from: &mut dyn Read, want: usize) -> io::Result<Bytes> {
         let mut buffer = self.buffer();
         let count = loop {
             match from.read(&mut buffer[..want]) {

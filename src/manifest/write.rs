@@ -39,6 +39,20 @@ impl<W: Write> Writer<W> {
         Ok(writer)
     }
 
+    /// Goes on behind what another writer [paused](Self::pause) at: a zstd
+    /// frame of its own, without a head.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn resume(out: W, last: Option<RelPath>, counts: Counts) -> Result<Self, Error> {
+        Ok(Self {
+            out: Some(Encoder::new(out, LEVEL)?),
+            last,
+            counts,
+            lines: counts.entries + 1,
+        })
+    }
+
     /// The next entry, which must come after the last in path order.
     ///
     /// # Errors
@@ -60,8 +74,8 @@ impl<W: Write> Writer<W> {
     }
 
     /// Ends the zstd frame, so that everything so far stands in the output,
-    /// and begins another. With the bytes of [`partial_end`] behind them, the
-    /// bytes so far are a manifest of their own.
+    /// and begins another. With what a [resumed](Self::resume) writer ends
+    /// behind them, the bytes so far are a manifest of their own.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -70,13 +84,19 @@ impl<W: Write> Writer<W> {
         Ok(self.out.insert(Encoder::new(out, LEVEL)?).get_mut())
     }
 
-    /// The end line; the output is complete.
+    /// The path of the last entry.
+    #[must_use]
+    pub fn last(&self) -> Option<&RelPath> {
+        self.last.as_ref()
+    }
+
+    /// The end line; the output is complete, and so was the run, or not.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn finish(mut self) -> Result<W, Error> {
+    pub fn finish(mut self, complete: bool) -> Result<W, Error> {
         let end = End {
-            complete: true,
+            complete,
             counts: self.counts,
         };
         self.line(&Line::End(end))?;
@@ -108,18 +128,4 @@ impl<W: Write> Writer<W> {
             why: why.to_owned(),
         }
     }
-}
-
-/// A zstd frame with the end line of a manifest so far.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn partial_end(counts: Counts) -> Result<Vec<u8>, Error> {
-    let end = End {
-        complete: false,
-        counts,
-    };
-    let mut text = serde_json::to_vec(&Line::End(end)).map_err(std::io::Error::from)?;
-    text.push(b'\n');
-    Ok(zstd::bulk::compress(&text, LEVEL)?)
 }

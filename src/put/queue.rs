@@ -192,6 +192,9 @@ async fn append(file: &mut QueueWriter, body: PartBody) -> Result<(), Error> {
 /// # Errors
 /// The catalogue cannot be written.
 pub async fn discard(engine: &Engine, ticket: &str, size: u64) -> Result<bool, Error> {
+    let _session = engine.sessions.begin(ticket).ok_or_else(|| {
+        Error::new(ErrorKind::Busy, "the object is being sent at this moment")
+    })?;
     let there = engine.catalog.drop_queued(ticket).await?;
     if there {
         engine.spool.remove_queued(ticket, size);
@@ -250,6 +253,11 @@ async fn next(engine: &Engine, records: &Records) -> Result<bool, Error> {
     let Some(queued) = engine.catalog.next_queued().await? else {
         return Ok(false);
     };
+    // Somebody drops it at this moment.
+    let Some(session) = engine.sessions.begin(&queued.ticket) else {
+        tokio::task::yield_now().await;
+        return Ok(true);
+    };
     if !engine.catalog.try_queued(&queued.ticket).await? {
         return Ok(true);
     }
@@ -286,6 +294,7 @@ async fn next(engine: &Engine, records: &Records) -> Result<bool, Error> {
                 "a queued object is refused, and parked"
             );
             engine.catalog.park(&queued.ticket, kind, why).await?;
+            drop(session);
             engine.waiting.tell(&queued.ticket, Err(error));
             Ok(true)
         }
@@ -326,6 +335,7 @@ async fn send(engine: &Engine, queued: &Queued, op: &mut Op) -> Result<Receipt, 
             (stored, None, engine.lock_place(&place).await)
         }
         None => {
+            check_newest(engine, queued).await?;
             let file = engine.spool.open_queued(&queued.ticket).map_err(gone)?;
             let sums = FileSums {
                 size: queued.size,
@@ -387,6 +397,22 @@ async fn send(engine: &Engine, queued: &Queued, op: &mut Op) -> Result<Receipt, 
     }
     drop(guard);
     Ok(receipt)
+}
+
+/// An object that was put there past the queue must not be replaced by an
+/// older one.
+async fn check_newest(engine: &Engine, queued: &Queued) -> Result<(), Error> {
+    let known = engine.catalog.lookup(&queued.bucket, &queued.key).await?;
+    match known {
+        Some(known) if !known.deleted && known.receipt.created > queued.created => {
+            Err(Error::new(
+                ErrorKind::AlreadyExists,
+                "a newer object was stored there meanwhile, without the queue",
+            )
+            .hint("drop the ticket, or delete the newer object and retry"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the store has there, if it is this very message.

@@ -356,6 +356,11 @@ impl Resumption<'_> {
         };
         match ended {
             Ok(true) if request.complete => self.complete(parts, op).await,
+            // Nothing of it is waited for that is to be aborted.
+            Err(over @ (Failure::Over(_) | Failure::Left(_))) => {
+                parts.keep();
+                Err(over)
+            }
             ended => {
                 // What is on its way need not be sent again, if it arrives.
                 let mut cancel = self.cancel.clone();

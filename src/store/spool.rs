@@ -92,7 +92,12 @@ impl Spool {
 
     /// Bytes that are gone.
     pub(super) fn give_back(&self, bytes: u64) {
-        self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        // Never refused: it always has a value.
+        let _ = self
+            .shared
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// Bytes spooled at this moment.
