@@ -192,9 +192,10 @@ async fn append(file: &mut QueueWriter, body: PartBody) -> Result<(), Error> {
 /// # Errors
 /// The catalogue cannot be written.
 pub async fn discard(engine: &Engine, ticket: &str, size: u64) -> Result<bool, Error> {
-    let _session = engine.sessions.begin(ticket).ok_or_else(|| {
-        Error::new(ErrorKind::Busy, "the object is being sent at this moment")
-    })?;
+    let _session = engine
+        .sessions
+        .begin(ticket)
+        .ok_or_else(|| Error::new(ErrorKind::Busy, "the object is being sent at this moment"))?;
     let there = engine.catalog.drop_queued(ticket).await?;
     if there {
         engine.spool.remove_queued(ticket, size);
@@ -404,13 +405,11 @@ async fn send(engine: &Engine, queued: &Queued, op: &mut Op) -> Result<Receipt, 
 async fn check_newest(engine: &Engine, queued: &Queued) -> Result<(), Error> {
     let known = engine.catalog.lookup(&queued.bucket, &queued.key).await?;
     match known {
-        Some(known) if !known.deleted && known.receipt.created > queued.created => {
-            Err(Error::new(
-                ErrorKind::AlreadyExists,
-                "a newer object was stored there meanwhile, without the queue",
-            )
-            .hint("drop the ticket, or delete the newer object and retry"))
-        }
+        Some(known) if !known.deleted && known.receipt.created > queued.created => Err(Error::new(
+            ErrorKind::AlreadyExists,
+            "a newer object was stored there meanwhile, without the queue",
+        )
+        .hint("drop the ticket, or delete the newer object and retry")),
         _ => Ok(()),
     }
 }

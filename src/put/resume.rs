@@ -373,6 +373,7 @@ impl Resumption<'_> {
                 let whole = ended?;
                 drained?;
                 // The journal's word is the one that a resumption goes by.
+                self.engine.catalog.uploads_written().await?;
                 let known = self.engine.catalog.resumable(request.ticket).await?;
                 let known = known.ok_or_else(|| gone("it was given up meanwhile"))?;
                 let offset = standing(&known, true).offset;
