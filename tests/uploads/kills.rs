@@ -51,7 +51,7 @@ fn agent_and_clients_killed_at_random_instants_lose_nothing() {
         write_pattern(&path(n), n, size);
     }
     // Each connection: slow enough that instants lie in the middle of it.
-    recorder.rate(12 * MIB);
+    recorder.rate(20 * MIB);
     let mut left: Vec<u64> = (0..files).rev().collect();
     let mut done = 0;
     let mut running: Vec<(u64, Child)> = Vec::new();

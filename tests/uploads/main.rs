@@ -10,6 +10,7 @@ mod support;
 
 mod kills;
 mod orphans;
+mod queue;
 mod recorder;
 mod rules;
 
