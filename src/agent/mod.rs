@@ -13,6 +13,7 @@ mod metrics;
 mod objects;
 mod peer;
 mod policy;
+mod rebuild;
 mod reply;
 mod request;
 mod rewrap;
