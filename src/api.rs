@@ -9,6 +9,7 @@ mod evidence;
 mod grants;
 mod operation;
 mod queue;
+mod rebuild;
 mod retire;
 mod rewrap;
 mod uploads;
@@ -17,19 +18,20 @@ mod verify;
 pub use archive::{ArchiveState, Availability, Standing, Tier, VersionEntry, VersionList};
 pub use error::{Error, ErrorKind, Problem};
 pub use evidence::{
-    Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken, Installation,
-    LifeEvent, Listing, LogReport, Outage, Report, Shown,
+    Activity, AuditKey, Day, EVIDENCE_FORMAT, Evidence, EvidenceKey, EvidenceToken,
+    EvidenceVerification, Installation, LifeEvent, Listing, LogReport, Outage, Report, Shown,
 };
 pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
 pub use queue::{QueueStatus, Queued, Ticket};
+pub use rebuild::{RebuildLine, RebuildRequest, RebuildSummary};
 pub use retire::{
     EXPORT_FORMAT, ExportEnd, ExportHead, KeyDetail, RetireLine, RetireReason, RetireReport,
     RetireRequest,
 };
 pub use rewrap::{RewrapCounts, RewrapItem, RewrapLine, RewrapOptions};
 pub use uploads::UploadInfo;
-pub use verify::{VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
+pub use verify::{Verification, VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 
 use serde::{Deserialize, Serialize};
 

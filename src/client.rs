@@ -28,8 +28,8 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{
     Error, ErrorKind, Evidence, GenerateKey, GrantInfo, GrantQuestion, GrantTest, ImportKey,
-    Inspection, KeyDetail, KeyInfo, ListPage, Receipt, RetireLine, RetireRequest, Standing, Status,
-    VerifyLine, VerifyRequest, header,
+    Inspection, KeyDetail, KeyInfo, ListPage, RebuildLine, RebuildRequest, Receipt, RetireLine,
+    RetireRequest, Standing, Status, VerifyLine, VerifyRequest, header,
 };
 use wire::{encode, problem};
 
@@ -286,6 +286,50 @@ impl Client {
     /// The agent's answer, or an agent that cannot be reached.
     pub async fn catalog(&self) -> Result<Lines<serde_json::Value>, Error> {
         let answer = self.call(Method::GET, "/v1/catalog", Upload::empty());
+        Ok(Lines::new(answer.await?))
+    }
+
+    /// Takes the catalogue for good although the evidence knows another; says
+    /// what was known against it.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn accept_catalog(&self) -> Result<serde_json::Value, Error> {
+        self.call(Method::POST, "/v1/catalog/accept", Upload::empty())
+            .await?
+            .json()
+            .await
+    }
+
+    /// Has the agent store a copy of its catalogue.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn backup_catalog(
+        &self,
+        bucket: &str,
+        key: &str,
+        options: &PutOptions,
+    ) -> Result<Receipt, Error> {
+        let headers = put_headers(options)?;
+        let path = format!(
+            "/v1/catalog/backup?bucket={}&key={}",
+            encode(bucket),
+            encode(key)
+        );
+        let answer = self.send(Method::POST, &path, headers, Upload::empty());
+        answer.await?.success().await?.json().await
+    }
+
+    /// Has the agent look for what its catalogue lost.
+    ///
+    /// # Errors
+    /// The agent's answer, or an agent that cannot be reached.
+    pub async fn rebuild_catalog(
+        &self,
+        request: &RebuildRequest,
+    ) -> Result<Lines<RebuildLine>, Error> {
+        let answer = self.call(Method::POST, "/v1/catalog/rebuild", json_body(request)?);
         Ok(Lines::new(answer.await?))
     }
 

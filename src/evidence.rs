@@ -190,6 +190,7 @@ pub async fn report(
         grants: around.grants,
         activity: tally.activity(),
         days: tally.days(),
+        verifications: tally.verifications.clone(),
         outages: tally.outages(),
         denials: tally.denials,
         refusals: tally.refusals,

@@ -12,7 +12,7 @@ pub use body::PlaintextBody;
 
 use crate::api::{self, Error, ErrorKind, Receipt};
 use crate::binding;
-use crate::catalog::{CatalogError, Standing};
+use crate::catalog::{CatalogError, Known, Standing};
 use crate::engine::Engine;
 use crate::fault::{message_error, store_error};
 use crate::message::{Header, Parsed, Permit};
@@ -103,7 +103,7 @@ pub async fn get(
     // Before the first byte is asked for: what was current then is no
     // rollback, even if it is replaced while this request runs.
     let known = known(engine, &request).await?;
-    let hint = known.as_ref().map(|receipt| receipt.stored_size);
+    let hint = known.as_ref().map(|known| known.receipt.stored_size);
     let first = if whole {
         let settings = &engine.settings;
         let part = settings.part_size + u64::from(settings.frame_length);
@@ -136,7 +136,7 @@ pub async fn get(
     };
 
     let place = request.bound_to.as_ref().unwrap_or(&request.place);
-    let receipt = vouching(engine, &request, &header, known.as_ref()).await?;
+    let receipt = vouching(engine, &request, &header).await?;
     let Unlocked { opened, via } = unlock(
         engine,
         &header,
@@ -187,13 +187,11 @@ pub async fn get(
 }
 
 /// The receipt of what this host stored there last, if it is there still.
-async fn known(engine: &Engine, request: &GetRequest) -> Result<Option<Receipt>, Error> {
+async fn known(engine: &Engine, request: &GetRequest) -> Result<Option<Known>, Error> {
     let Place { bucket, key } = &request.place;
     let known = engine.catalog.lookup(bucket, key).await;
     let known = known.map_err(|e| unreadable(&e))?;
-    Ok(known
-        .filter(|known| !known.deleted)
-        .map(|known| known.receipt))
+    Ok(known.filter(|known| !known.deleted))
 }
 
 /// This host's receipt of exactly this message, where a compromised key may
@@ -202,16 +200,13 @@ async fn vouching(
     engine: &Engine,
     request: &GetRequest,
     header: &Header,
-    known: Option<&Receipt>,
 ) -> Result<Option<Receipt>, Error> {
     if engine.keyring.search(header, None).compromised().is_empty() {
         return Ok(None);
     }
     let message_id = header.message_id().to_string();
-    if let Some(receipt) = known.filter(|receipt| receipt.message_id == message_id) {
-        return Ok(Some(receipt.clone()));
-    }
     let place = &request.place;
+    // Not what a rebuilt catalogue only found there.
     let found = engine
         .catalog
         .message(&place.bucket, &place.key, &message_id);
@@ -229,14 +224,24 @@ async fn check_standing(
     request: &GetRequest,
     header: &Header,
     created: u64,
-    known: Option<Receipt>,
+    known: Option<Known>,
     pin: &Pin,
 ) -> Result<api::Standing, Error> {
     let message_id = header.message_id().to_string();
-    if known.is_some_and(|receipt| receipt.message_id == message_id) {
+    if known.is_some_and(|known| !known.found && known.receipt.message_id == message_id) {
         return Ok(api::Standing::Current);
     }
     let place = &request.place;
+    // What a rebuilt catalogue only found there has nobody's word.
+    let ours = |standing| async move {
+        let id = header.message_id().to_string();
+        let catalog = &engine.catalog;
+        let found = catalog.first_seen(&place.bucket, &place.key, &id);
+        Ok(match found.await.map_err(|e| unreadable(&e))? {
+            Some(_) => api::Standing::Unknown,
+            None => standing,
+        })
+    };
     let classify = || async {
         engine
             .catalog
@@ -246,13 +251,13 @@ async fn check_standing(
     };
     let mut standing = classify().await?;
     if request.version_id.is_some() {
-        return Ok(match standing {
-            Standing::Unknown => api::Standing::Unknown,
-            Standing::Current(_) => api::Standing::Current,
-            Standing::Superseded { .. } => api::Standing::Superseded,
-            Standing::Older { .. } => api::Standing::Older,
-            Standing::Newer => api::Standing::Foreign,
-        });
+        return match standing {
+            Standing::Unknown => Ok(api::Standing::Unknown),
+            Standing::Current(_) => ours(api::Standing::Current).await,
+            Standing::Superseded { .. } => ours(api::Standing::Superseded).await,
+            Standing::Older { .. } => Ok(api::Standing::Older),
+            Standing::Newer => Ok(api::Standing::Foreign),
+        };
     }
     if standing == Standing::Newer {
         // It may be one of our own that S3 has and whose receipt is being
@@ -262,7 +267,7 @@ async fn check_standing(
     }
     match standing {
         Standing::Unknown => Ok(api::Standing::Unknown),
-        Standing::Current(_) => Ok(api::Standing::Current),
+        Standing::Current(_) => ours(api::Standing::Current).await,
         Standing::Superseded { .. } => Err(Error::new(
             ErrorKind::RolledBack,
             "the store serves a message that this agent has since replaced or deleted",

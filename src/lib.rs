@@ -28,6 +28,7 @@ pub mod manifest;
 pub mod message;
 pub mod objects;
 pub mod put;
+pub mod rebuild;
 pub mod recipient;
 pub mod recover;
 pub mod retire;

@@ -186,6 +186,11 @@ pub async fn inspect(
             slot,
         })
         .collect();
+    let first_seen = engine
+        .catalog
+        .first_seen(&place.bucket, &place.key, &message_id)
+        .await
+        .map_err(|e| Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(e))?;
     let encrypted_data_keys: Vec<InspectedKey> = header
         .edks()
         .iter()
@@ -230,14 +235,21 @@ pub async fn inspect(
         questions: questions(engine, &header, &encrypted_data_keys, &keys, readers),
         encrypted_data_keys,
         keyslots,
-        catalogue: match standing {
-            Standing::Unknown => "unknown",
-            Standing::Current(_) => "current",
-            Standing::Superseded { .. } => "superseded",
-            Standing::Older { .. } => "older than the receipt",
-            Standing::Newer => "newer than the receipt: another writer's",
-        }
-        .to_owned(),
+        catalogue: {
+            let standing = match standing {
+                Standing::Unknown => "unknown",
+                Standing::Current(_) => "current",
+                Standing::Superseded { .. } => "superseded",
+                Standing::Older { .. } => "older than the receipt",
+                Standing::Newer => "newer than the receipt: another writer's",
+            };
+            let since = first_seen.and_then(|ms| i64::try_from(ms).ok());
+            let since = since.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+            match since {
+                Some(at) => format!("{standing}, first seen on {at:.0}: no receipt of this host's"),
+                None => standing.to_owned(),
+            }
+        },
         verified: "nothing: this is what the object says of itself; `get` verifies it".to_owned(),
     })
 }
@@ -254,7 +266,7 @@ fn holder(edk: &Edk, known: Option<&KeyInfo>) -> String {
 }
 
 /// `q, r = divmod(L - H - 40, F + 32)` (FORMATS): not authenticated here.
-fn computed_size(header: &Header, stored: u64) -> Option<u64> {
+pub(crate) fn computed_size(header: &Header, stored: u64) -> Option<u64> {
     let frame = u64::from(header.frame_length());
     if frame == 0 || header.is_signed() {
         return None;

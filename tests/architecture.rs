@@ -37,6 +37,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("evidence", Floor::Operations),
     ("verify", Floor::Operations),
     ("retire", Floor::Operations),
+    ("rebuild", Floor::Operations),
     ("recover", Floor::Operations),
     ("ceremony", Floor::Operations),
     ("admin", Floor::Operations),
@@ -65,6 +66,9 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("doctor", "admin"),
     // How a header is read is known in one place.
     ("verify", "objects"),
+    ("rebuild", "objects"),
+    // And how one is read.
+    ("verify", "get"),
     ("retire", "objects"),
     // Other writers' catalogues are objects, read as any other.
     ("retire", "get"),

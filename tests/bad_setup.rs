@@ -378,7 +378,7 @@ fn a_damaged_catalogue_is_refused_with_the_way_out() {
         .pragma_update(None, "journal_mode", "DELETE")
         .unwrap();
     let good = std::fs::read(&catalog).unwrap();
-    for damaged in [vec![b'x'; 20_000], {
+    for damaged in [vec![b'x'; 20_000], good[..good.len() - 5000].to_vec(), {
         let mut bytes = good.clone();
         let middle = bytes.len() / 2;
         bytes[2000..middle].fill(0x5a);
@@ -396,7 +396,8 @@ fn a_damaged_catalogue_is_refused_with_the_way_out() {
         for word in [
             "the catalogue ",
             "catalog.sqlite is damaged",
-            "restore the file from a backup, or move it",
+            "strongroom catalog restore FILE",
+            "strongroom catalog rebuild s3://BUCKET",
             "the server cannot start",
             "hint: ",
         ] {

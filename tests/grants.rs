@@ -863,3 +863,51 @@ fn the_command_line_explains_lists_and_refuses() {
             .contains("no grants configured")
     );
 }
+
+#[test]
+fn a_verification_needs_what_its_level_does() {
+    if !is_root() {
+        return;
+    }
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let bucket = weed.bucket("verified");
+    let agent = start(
+        &hsm,
+        weed,
+        &format!(
+            "[[grant]]\nuid = 20001\noperations = [\"put\", \"list\"]\nbucket = {bucket:?}\nprefix = \"a/\"\n\
+             [[grant]]\nuid = 20002\noperations = [\"list\", \"head\", \"get\"]\nbucket = {bucket:?}\nprefix = \"a/\"\n\
+             [[grant]]\nuid = 20003\noperations = [\"get\"]\nbucket = {bucket:?}\n"
+        ),
+    );
+    let target = format!("/v1/objects/{bucket}/a/1");
+    assert_eq!(
+        who(20_001).http(&agent, "PUT", &target, &[], b"x").status,
+        201
+    );
+    for (uid, check, prefix, status) in [
+        (20_001, "list", "a/", 200),
+        (20_001, "head", "a/", 403),
+        (20_001, "read", "a/", 403),
+        (20_001, "list", "", 403),
+        (20_001, "recipient", "a/", 403),
+        (20_002, "head", "a/b", 200),
+        (20_002, "read", "a/", 200),
+        (20_003, "read", "a/", 403),
+        (20_004, "list", "a/", 403),
+        (0, "read", "", 200),
+    ] {
+        let body =
+            format!("{{\"check\": {check:?}, \"bucket\": {bucket:?}, \"prefix\": {prefix:?}}}");
+        let reply = who(uid).http(&agent, "POST", "/v1/verify", &[], body.as_bytes());
+        assert_eq!(
+            reply.status,
+            status,
+            "{uid} {check} {prefix}: {}",
+            reply.text()
+        );
+        if status == 200 {
+            assert!(reply.text().contains("\"summary\""), "{}", reply.text());
+        }
+    }
+}

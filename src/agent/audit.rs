@@ -1,15 +1,18 @@
 //! What the agent puts on record besides operations, and what it does for the
 //! log: `watch` sees tokens and keys change, `checkpoints` signs and anchors,
-//! `denials` keeps refusals from filling it, `resolve` finds out what became of operations that a crash cut short.
+//! `lineage` holds
+//! the catalogue against them, `denials` keeps refusals from filling it, `resolve` finds out what became of operations that a crash cut short.
 
 mod anchor;
 mod checkpoints;
 mod denials;
+mod lineage;
 mod resolve;
 mod watch;
 
 pub(super) use checkpoints::{Checkpoints, TokenSigner};
 pub(super) use denials::Denials;
+pub(super) use lineage::{accept, doubt};
 pub(super) use resolve::resolve;
 pub(super) use watch::Watch;
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::Response;
+use http::{Response, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use crate::catalog::{Catalog, CatalogError};
 
 use super::lines;
 use super::peer::Peer;
-use super::reply::Body;
+use super::reply::{self, Body};
 use super::routes::permit;
 use super::state::App;
 
@@ -61,6 +61,26 @@ pub(super) async fn answer(
         };
         let _ = out.send(last).await;
     }))
+}
+
+/// `POST /v1/catalog/accept`: the catalogue is taken for good although the
+/// evidence knows another.
+pub(super) async fn accept(
+    app: &Arc<App>,
+    peer: &Peer,
+    request_id: &str,
+) -> Result<Response<Body>, Error> {
+    let doubt = super::audit::doubt(app).await?;
+    let mut op = app.audit.op(Kind::Admin, peer.actor(), request_id);
+    op.event().operation = Some(crate::api::Operation::Admin);
+    op.event().detail = Some(format!(
+        "accept the catalogue as it is, of which was known: {}",
+        doubt.as_deref().unwrap_or("nothing against it")
+    ));
+    op.begin().await?;
+    let accepted = super::audit::accept(app).await;
+    op.finish(accepted).await?;
+    reply::json(StatusCode::OK, &json!({ "accepted": doubt }))
 }
 
 async fn head(app: &App) -> Result<Value, Error> {

@@ -14,6 +14,7 @@ mod objects;
 mod peer;
 mod policy;
 mod queue;
+mod rebuild;
 mod reply;
 mod request;
 mod rewrap;

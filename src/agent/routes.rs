@@ -26,6 +26,7 @@ use super::objects::{self, Granted};
 use super::peer::Peer;
 use super::policy::{Ask, Denied};
 use super::queue::{self, QUEUE};
+use super::rebuild;
 use super::reply::{self, Body};
 use super::request::{self, Query, Target, malformed};
 use super::rewrap;
@@ -222,13 +223,31 @@ async fn route(
             keys::retire(app, peer, request_id, wanted).await
         }
         (&Method::POST, "/v1/verify") => {
-            admin().map_err(refused)?;
+            if admin().is_err() {
+                policy
+                    .somewhere(subject, Operation::List)
+                    .map_err(refused)?;
+            }
             let wanted = read_json(body, "what to verify").await?;
-            verify::answer(app, peer, request_id, wanted).await
+            let rights = verify::rights(&policy, peer, &wanted).map_err(refused)?;
+            verify::answer(app, peer, request_id, rights, wanted).await
         }
         (&Method::GET, "/v1/catalog") => {
             admin().map_err(refused)?;
             catalog::answer(app, peer, request_id).await
+        }
+        (&Method::POST, "/v1/catalog/rebuild") => {
+            admin().map_err(refused)?;
+            let wanted = read_json(body, "what to rebuild from").await?;
+            rebuild::answer(app, peer, request_id, wanted).await
+        }
+        (&Method::POST, "/v1/catalog/backup") => {
+            admin().map_err(refused)?;
+            rebuild::backup(app, peer, request_id, &query, &parts.headers).await
+        }
+        (&Method::POST, "/v1/catalog/accept") => {
+            admin().map_err(refused)?;
+            catalog::accept(app, peer, request_id).await
         }
         (&Method::POST, "/v1/keys/import") => {
             admin().map_err(refused)?;
@@ -274,9 +293,23 @@ async fn route(
         }
         (
             _,
-            "/v1/health" | "/v1/ready" | "/v1/status" | "/v1/keys" | "/v1/keys/import"
-            | "/v1/keys/retire" | "/v1/reload" | "/v1/evidence" | "/v1/grants" | "/v1/grants/test"
-            | "/v1/metrics" | "/v1/verify" | "/v1/catalog" | "/v1/rewrap",
+            "/v1/health"
+            | "/v1/ready"
+            | "/v1/status"
+            | "/v1/keys"
+            | "/v1/keys/import"
+            | "/v1/keys/retire"
+            | "/v1/reload"
+            | "/v1/evidence"
+            | "/v1/grants"
+            | "/v1/grants/test"
+            | "/v1/metrics"
+            | "/v1/verify"
+            | "/v1/catalog"
+            | "/v1/catalog/accept"
+            | "/v1/catalog/backup"
+            | "/v1/catalog/rebuild"
+            | "/v1/rewrap",
         ) => Err(not_allowed(&parts.method, &path)),
         (&Method::GET, "/v1/uploads") => uploads::list(app, peer).await,
         (_, "/v1/uploads") => Err(not_allowed(&parts.method, &path)),
@@ -388,4 +421,23 @@ async fn reload(app: &App) -> Result<Response<Body>, Error> {
     app.reloads.send(answer).await.map_err(|_| gone())?;
     done.await.map_err(|_| gone())??;
     reply::json(StatusCode::OK, &serde_json::json!({ "reloaded": true }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asks_for_an_archived_object_needs_leave_to_read_it() {
+        let asked = |method: Method, path: &str, query: &str| {
+            let query = Query::parse(Some(query)).ok()?;
+            operation(&method, &query, &Target::parse(path)?)
+        };
+        let object = "/v1/objects/bucket/key";
+        assert_eq!(asked(Method::POST, object, "restore"), Some(Operation::Get));
+        assert_eq!(asked(Method::POST, object, ""), None);
+        assert_eq!(asked(Method::POST, "/v1/objects/bucket", "restore"), None);
+        let versions = asked(Method::GET, "/v1/objects/bucket", "versions&prefix=a");
+        assert_eq!(versions, Some(Operation::List));
+    }
 }

@@ -24,7 +24,7 @@ use crate::control::{AsyncControl, Control, HEARTBEAT, ToServer, ToSupervisor};
 use crate::engine::{Engine, Settings};
 use crate::keyring::Keyring;
 use crate::recipient::PublicKey;
-use crate::store::{Limits, Pool, Spool, Store};
+use crate::store::{Limits, Place, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
 use super::audit::{self, Checkpoints, Watch};
@@ -269,6 +269,10 @@ impl Server {
             audit,
             denials: audit::Denials::default(),
             audit_dir: config.audit_dir(),
+            anchors: match &config.audit.anchor {
+                Some(Anchor::S3 { bucket, prefix }) => vec![Place::new(bucket, prefix)],
+                Some(Anchor::Dir(_)) | None => Vec::new(),
+            },
             audit_key: config
                 .checkpoint_token()
                 .and_then(|token| Some((token.name.clone(), config.audit.checkpoint_key.clone()?))),

@@ -11,6 +11,7 @@ use crate::api::{CheckpointStatus, Error, ErrorKind, KeyInfo, QueueStatus, Statu
 use crate::audit::Audit;
 use crate::config::Writer;
 use crate::engine::Engine;
+use crate::store::Place;
 
 use super::audit;
 use super::keys::Needless;
@@ -31,6 +32,8 @@ pub(super) struct App {
     pub(super) denials: audit::Denials,
     /// Where it is.
     pub(super) audit_dir: PathBuf,
+    /// Where its checkpoints are anchored in S3: no client's objects.
+    pub(super) anchors: Vec<Place>,
     /// The key that signs, if one is configured: token and label.
     pub(super) audit_key: Option<(String, String)>,
     /// What its checkpoints have come to.

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Operation};
+use super::{Answer, Operation, Verification};
 
 /// The format's name, which a report of another shape will not bear.
 pub const EVIDENCE_FORMAT: &str = "strongroom.evidence/1";
@@ -59,6 +59,9 @@ pub struct Report {
     pub denials: Listing,
     /// What was refused because the object was not what it should be.
     pub refusals: Listing,
+    /// What was verified to be there, the first 500 runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verifications: Vec<EvidenceVerification>,
     /// When a token, the log or the agent was away.
     pub outages: Vec<Outage>,
     /// Changes of keys and configuration.
@@ -260,6 +263,25 @@ pub struct Shown {
     pub subject: Option<String>,
     /// What came of it.
     pub what: String,
+}
+
+/// A run of `verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvidenceVerification {
+    /// Its record's number in the log.
+    pub seq: u64,
+    /// When it ended.
+    pub time: String,
+    /// Who asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// What was verified: `s3://BUCKET/PREFIX`.
+    pub subject: String,
+    /// `ok` if it came to its end.
+    pub result: String,
+    /// What it came to, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub found: Option<Verification>,
 }
 
 /// Something was away.

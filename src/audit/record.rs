@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::tree::Hash;
-use crate::api::{ErrorKind, Operation};
+use crate::api::{ErrorKind, Operation, Verification};
 
 /// The result of an operation that did what was asked.
 pub const OK: &str = "ok";
@@ -43,6 +43,8 @@ pub enum Kind {
     Delete,
     /// Keyslots were to be written.
     Rewrap,
+    /// What is stored was to be compared with what is known of it.
+    Verify,
     /// An object was to be asked for, out of an archive class.
     Restore,
     /// Something else that a grant governs.
@@ -185,6 +187,9 @@ pub struct Event {
     /// Another writer stored the object.
     #[serde(skip_serializing_if = "is_false")]
     pub foreign: bool,
+    /// What a verification came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Box<Verification>>,
     /// The store's own id of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub s3_request_id: Option<String>,

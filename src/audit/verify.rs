@@ -290,6 +290,9 @@ fn conclude(local: &[Note], anchored: &[(String, Note)], end: &walk::End, report
     report.records = end.size;
     report.covered = covered.unwrap_or(0);
     report.anchored = anchor;
+    let all = local.iter().chain(anchored.iter().map(|(_, note)| note));
+    let last = all.max_by_key(|note| note.checkpoint.tree.size);
+    report.stated = last.map_or_else(Vec::new, |note| note.checkpoint.extensions.clone());
     report.open.clone_from(&end.open);
     report.clean_stop = end.stopped;
     for (name, note) in anchored {

@@ -31,6 +31,17 @@ pub enum CatalogError {
         /// The newest this release knows.
         known: usize,
     },
+    /// The catalogue that is there knows more than the one that was to take
+    /// its place.
+    #[error("the catalogue {} has {there} changes, and this copy {here}", path.display())]
+    NewerThere {
+        /// The catalogue's file.
+        path: PathBuf,
+        /// Its changes.
+        there: u64,
+        /// The copy's.
+        here: u64,
+    },
     /// No space left, or over a quota.
     #[error("the catalogue {} cannot grow: the disk is full", path.display())]
     Full {
@@ -74,13 +85,16 @@ impl CatalogError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Corrupt { .. } => {
-                "stop the agent and restore the file from a backup, or move it (with its -wal and -shm files) aside: the agent then starts an empty one, and cannot tell an object's old versions from its current one until it is stored again"
+                "stop the agent; then `strongroom catalog restore FILE` puts a backup back, or move the file (with its -wal and -shm files) aside, start the agent, and `strongroom catalog rebuild s3://BUCKET` finds what the bucket can tell (docs/catalog.md)"
             }
             Self::NotOurs { .. } => {
                 "point agent.state_dir at a directory of the agent's own, or move the file away"
             }
             Self::Newer { .. } => {
                 "run the release that wrote it, or a later one; or restore the copy made before the upgrade"
+            }
+            Self::NewerThere { .. } => {
+                "what the newer one knows is lost if it goes; --force says that it shall"
             }
             Self::Full { .. } => {
                 "free space on the file system of agent.state_dir; the agent goes on by itself"

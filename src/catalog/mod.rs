@@ -5,23 +5,33 @@
 //! a few connections read; the handle is cheap to clone and its calls are
 //! async, but for the two that run before there is anything to wait for.
 
+mod copy;
 mod dependents;
 mod error;
+mod head;
+#[cfg(test)]
+mod history_tests;
 mod journal;
+mod places;
 mod queue;
 mod reader;
 mod rewrap;
 mod schema;
+mod seen;
 #[cfg(test)]
 mod tests;
 mod uploads;
 mod wraps;
 mod writer;
 
+pub use copy::Restored;
 pub use dependents::{Dependent, Entry};
 pub use error::CatalogError;
+pub use head::Head;
+pub use places::{Asked, Match, PlaceRecord, Record, Waiting};
 pub use queue::{Backlog, Queued};
 pub use rewrap::{Checkpoint, Unpacked};
+pub use seen::Seen;
 pub use uploads::{ConfirmedPart, Journal, JournalledPart, JournalledUpload, Open, Orphan};
 
 use std::path::Path;
@@ -46,6 +56,8 @@ pub struct Known {
     pub receipt: Receipt,
     /// Whether this host deleted it afterwards.
     pub deleted: bool,
+    /// Whether it was only found there: no receipt of this host's.
+    pub found: bool,
 }
 
 /// How a message that the store serves for a place compares with what this
@@ -445,12 +457,13 @@ impl Catalog {
     }
 
     async fn change(&self, change: Change) -> Result<(), CatalogError> {
+        self.effect(change).await.map(|_| ())
+    }
+
+    async fn effect(&self, change: Change) -> Outcome {
         let (sender, answer) = oneshot::channel::<Outcome>();
         self.send(change, Reply::Async(sender))?;
-        answer
-            .await
-            .unwrap_or(Err(CatalogError::Closed))
-            .map(|_| ())
+        answer.await.unwrap_or(Err(CatalogError::Closed))
     }
 
     fn send(&self, change: Change, reply: Reply) -> Result<(), CatalogError> {

@@ -1,7 +1,7 @@
 //! Reading: a few connections that see every committed record, and the
 //! queries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -28,6 +28,11 @@ impl Readers {
             permits: Semaphore::new(READERS),
             idle: Mutex::new(Vec::new()),
         }
+    }
+
+    /// The catalogue's file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Runs a query on a thread that may block.
@@ -75,20 +80,22 @@ pub(super) fn lookup(
 ) -> rusqlite::Result<Option<Known>> {
     conn.prepare_cached(
         "SELECT p.deleted IS NOT NULL, m.version_id, m.etag, m.plaintext_size, m.stored_size,
-                m.checksum, m.message_id, m.wrapping_key, m.created, m.recipients
+                m.checksum, m.message_id, m.wrapping_key, m.created, m.recipients,
+                m.first_seen IS NOT NULL
          FROM place p JOIN message m ON m.id = p.current
          WHERE p.bucket = ?1 AND p.key = ?2",
     )?
     .query_row([bucket, key], |row| {
         Ok(Known {
             deleted: row.get(0)?,
+            found: row.get(10)?,
             receipt: receipt(row, bucket, key)?,
         })
     })
     .optional()
 }
 
-/// One message of a place, by its id.
+/// One message of a place that this host stored, by its id.
 pub(super) fn message(
     conn: &Connection,
     bucket: &str,
@@ -99,7 +106,7 @@ pub(super) fn message(
         "SELECT NULL, m.version_id, m.etag, m.plaintext_size, m.stored_size,
                 m.checksum, m.message_id, m.wrapping_key, m.created, m.recipients
          FROM place p JOIN message m ON m.place = p.id
-         WHERE p.bucket = ?1 AND p.key = ?2 AND m.message_id = ?3",
+         WHERE p.bucket = ?1 AND p.key = ?2 AND m.message_id = ?3 AND m.first_seen IS NULL",
     )?
     .query_row(params![bucket, key, id], |row| receipt(row, bucket, key))
     .optional()
@@ -131,7 +138,8 @@ pub(super) fn header(
     .optional()
 }
 
-fn receipt(row: &Row<'_>, bucket: &str, key: &str) -> rusqlite::Result<Receipt> {
+/// Of columns 1 to 9.
+pub(super) fn receipt(row: &Row<'_>, bucket: &str, key: &str) -> rusqlite::Result<Receipt> {
     let id: Vec<u8> = row.get(6)?;
     Ok(Receipt {
         bucket: bucket.to_owned(),

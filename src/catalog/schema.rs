@@ -147,6 +147,26 @@ pub(super) const MIGRATIONS: &[&str] = &[
         size            INTEGER,
         PRIMARY KEY (upload, number)
     ) STRICT;
+",
+    "
+    ALTER TABLE message ADD COLUMN
+        first_seen      INTEGER;              -- Unix ms; found in the bucket: no receipt of ours
+    CREATE INDEX message_version ON message (place, version_id) WHERE version_id IS NOT NULL;
+    CREATE TABLE head (
+        one             INTEGER PRIMARY KEY CHECK (one = 1),
+        count           INTEGER NOT NULL,     -- changes so far
+        hash            BLOB NOT NULL,        -- SHA-256 chained over them
+        doubt           TEXT,                 -- why it is not the one the evidence knows
+        named           TEXT                  -- the head that the evidence names
+    ) STRICT;
+    INSERT INTO head (one, count, hash) VALUES (1, 0, zeroblob(32));
+    CREATE TABLE anchored (                   -- heads that a checkpoint may name
+        count           INTEGER NOT NULL,
+        hash            BLOB NOT NULL,
+        PRIMARY KEY (count, hash)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
     CREATE TABLE queue (                      -- in the spool, and not yet in S3
         seq             INTEGER PRIMARY KEY AUTOINCREMENT,
         ticket          TEXT NOT NULL UNIQUE, -- its file's name, too
@@ -187,6 +207,26 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, CatalogError> {
         .map_err(fail)?;
     migrate(&mut conn).map_err(fail)?;
     Ok(conn)
+}
+
+/// Opens the catalogue for a copy of it, which a connection that may only
+/// query cannot make.
+pub(super) fn open_plain(path: &Path) -> Result<Connection, CatalogError> {
+    connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+}
+
+/// Looks at every page and row, however large the file is.
+pub(super) fn check_all(conn: &Connection, path: &Path) -> Result<(), CatalogError> {
+    let verdict: String = conn
+        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+        .map_err(|error| CatalogError::sqlite(path, error))?;
+    if verdict != "ok" {
+        return Err(CatalogError::Corrupt {
+            path: path.to_owned(),
+            detail: verdict,
+        });
+    }
+    Ok(())
 }
 
 /// Opens the catalogue for reading; the writer has made it ready before.

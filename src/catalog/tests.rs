@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 
-fn receipt(key: &str, id: u8, created: u64) -> Receipt {
+pub(super) fn receipt(key: &str, id: u8, created: u64) -> Receipt {
     Receipt {
         bucket: "b".into(),
         key: key.into(),
@@ -20,11 +20,11 @@ fn receipt(key: &str, id: u8, created: u64) -> Receipt {
     }
 }
 
-fn hex(id: u8) -> String {
+pub(super) fn hex(id: u8) -> String {
     format!("{id:02x}").repeat(32)
 }
 
-fn fresh() -> (tempfile::TempDir, Catalog) {
+pub(super) fn fresh() -> (tempfile::TempDir, Catalog) {
     let dir = tempfile::tempdir().unwrap();
     let catalog = Catalog::open(dir.path()).unwrap();
     (dir, catalog)

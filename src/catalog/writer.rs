@@ -13,7 +13,8 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use super::{CanaryRow, CatalogError, WrapsRow, queue, rewrap, schema, uploads, wraps};
+use super::head::{self, Chain};
+use super::{CanaryRow, CatalogError, Head, WrapsRow, queue, rewrap, schema, seen, uploads, wraps};
 use crate::api::Receipt;
 
 /// Most changes in one transaction. Bounds how long the first of them waits
@@ -45,6 +46,10 @@ pub(super) enum Change {
     Wraps { key: String, count: u64 },
     /// Keyslots are being written.
     Rewrap(rewrap::Change),
+    /// About the head of all changes.
+    Head(head::Change),
+    /// A message was found in a bucket.
+    Seen(seen::Seen),
     /// The upload journal.
     Upload(uploads::Change),
     /// The queue.
@@ -71,6 +76,8 @@ pub(super) enum Effect {
     None,
     /// The count of a key's wraps after it.
     Wraps(WrapsRow),
+    /// The head after it.
+    Head(Head),
     /// The row, or the number, that it made.
     Row(i64),
 }
@@ -163,13 +170,16 @@ impl Writer {
         let tx = conn
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(fail)?;
+        let refused = |error| match error {
+            ApplyError::Sqlite(error) => fail(error),
+            ApplyError::TooLarge => CatalogError::Invalid("a number beyond 2^63"),
+        };
         let mut effects = Vec::with_capacity(batch.len());
+        let mut chain = Chain::load(&tx).map_err(fail)?;
         for job in batch {
-            effects.push(apply(&tx, &job.change).map_err(|error| match error {
-                ApplyError::Sqlite(error) => fail(error),
-                ApplyError::TooLarge => CatalogError::Invalid("a number beyond 2^63"),
-            })?);
+            effects.push(apply(&tx, &job.change, &mut chain).map_err(refused)?);
         }
+        chain.save(&tx).map_err(refused)?;
         tx.commit().map_err(fail)?;
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(effects)
@@ -193,8 +203,9 @@ impl From<std::num::TryFromIntError> for ApplyError {
     }
 }
 
-fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
+fn apply(tx: &Transaction<'_>, change: &Change, chain: &mut Chain) -> Result<Effect, ApplyError> {
     let now = now_ms();
+    chain.take(change);
     match change {
         Change::Put(receipt, message_id, header, over) => {
             put(tx, receipt, message_id, header, now)?;
@@ -246,6 +257,13 @@ fn apply(tx: &Transaction<'_>, change: &Change) -> Result<Effect, ApplyError> {
             return Ok(Effect::Wraps(wraps::reserve(tx, key, *count)?));
         }
         Change::Rewrap(change) => rewrap::apply(tx, change, now)?,
+        Change::Head(change) => return Ok(Effect::Head(head::apply(tx, change, chain)?)),
+        Change::Seen(seen) => {
+            let place = place(tx, &seen.receipt.bucket, &seen.receipt.key)?;
+            if !seen::apply(tx, place, seen, now)? {
+                return Ok(Effect::None);
+            }
+        }
         Change::Upload(change) => return uploads::apply(tx, change, now),
         Change::Queue(change) => return queue::apply(tx, change, now),
     }
@@ -265,7 +283,8 @@ fn put(
             "INSERT INTO message (place, message_id, created, recorded, version_id, etag,
                                   plaintext_size, stored_size, checksum, wrapping_key, recipients)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-             ON CONFLICT (place, message_id) DO UPDATE SET recorded = ?4, removed = NULL
+             ON CONFLICT (place, message_id)
+             DO UPDATE SET recorded = ?4, removed = NULL, first_seen = NULL
              RETURNING id",
         )?
         .query_row(

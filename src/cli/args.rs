@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
     archive, audit, catalog, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man,
-    put, queue, recover, rewrap, rm, token, verify,
+    put, queue, recover, restore, rewrap, rm, token, verify,
 };
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
@@ -80,6 +80,8 @@ pub(super) enum Command {
     Archive(Box<archive::ArchiveArgs>),
     /// Verify what is stored: whether a recipient could open it
     Verify(verify::VerifyArgs),
+    /// Bring an archive's files back, or some of them, as they were at some time
+    Restore(Box<restore::RestoreArgs>),
     /// Make objects open by another wrapping key, without touching them
     Rewrap(rewrap::RewrapArgs),
     /// Open a downloaded object offline, with an escrow key or a key's components

@@ -218,6 +218,9 @@ fn text(report: &Report) -> String {
             }
         ),
     );
+    if !report.stated.is_empty() {
+        line("it states", shown(&report.stated.join("; ")));
+    }
     line(
         "anchor",
         match (report.anchor_given, report.anchored) {
@@ -329,6 +332,16 @@ fn human(line: &str) -> String {
     add("key=", event.wrapping_key);
     add("state=", event.state);
     add("result=", event.result);
+    add(
+        "",
+        event.verified.map(|found| {
+            let [listed, good, bad] = [found.listed, found.good, found.bad];
+            format!(
+                "level={} listed={listed} good={good} bad={bad}",
+                found.level
+            )
+        }),
+    );
     add("TAMPER", event.tamper.then(String::new));
     add("", event.detail);
     text

@@ -36,6 +36,7 @@ mod progress;
 mod put;
 mod queue;
 mod recover;
+mod restore;
 mod rewrap;
 mod rm;
 mod source;
@@ -107,6 +108,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Archive(args) => block_on(archive::run(&ui, *args)),
         Command::Verify(args) => block_on(verify::run(&ui, args)),
         Command::Recover(args) => block_on(recover::run(&ui, args)),
+        Command::Restore(args) => block_on(restore::run(&ui, *args)),
         Command::Rewrap(args) => block_on(rewrap::run(&ui, args)),
         Command::Key(args) => block_on(key::run(&ui, args)),
         Command::Catalog(args) => block_on(catalog::run(&ui, args)),

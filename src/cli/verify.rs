@@ -1,8 +1,9 @@
-//! `strongroom verify`: whether what is stored could be opened when it has to.
+//! `strongroom verify`: whether what is stored is still there, unaltered and
+//! current, and could be opened when it has to.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::failure::{ALTERED, Failure};
+use super::failure::{ALTERED, Failure, TEMPORARY};
 use super::place::S3Url;
 use super::ui::{Ui, shown};
 use crate::api::{Error, VerifyLine, VerifyRequest, VerifySummary};
@@ -12,12 +13,28 @@ pub(super) struct VerifyArgs {
     /// What to verify: the objects under this prefix
     #[arg(value_name = "s3://BUCKET/PREFIX")]
     place: S3Url,
-    /// Whether this recipient's key opens each object, without reading more than its header
-    #[arg(long, value_name = "NAME", required = true)]
+    /// How closely to look: the catalogue against the listing, also against what the store tells of each object, or everything read and authenticated
+    #[arg(long, value_name = "LEVEL", default_value = "list")]
+    level: Level,
+    /// Instead: whether this recipient's key opens each object, without reading more than its header
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["level", "allow_extra", "current_only"])]
     recipient: Option<String>,
-    /// Look at a share of the objects, chosen at random
+    /// Look closely at a share of the objects, chosen at random
     #[arg(long, value_name = "SHARE", value_parser = share, default_value = "100%")]
     sample: f64,
+    /// Objects that this host did not store are no finding: others write there too
+    #[arg(long)]
+    allow_extra: bool,
+    /// Leave older versions alone: a lifecycle rule takes them
+    #[arg(long)]
+    current_only: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Level {
+    List,
+    Head,
+    Read,
 }
 
 /// `1%`, or `0.01`.
@@ -33,12 +50,26 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(super) async fn run(ui: &Ui, args: VerifyArgs) -> Result<(), Failure> {
+    let check = match (&args.recipient, args.level) {
+        (Some(_), _) => "recipient",
+        (None, Level::List) => "list",
+        (None, Level::Head) => "head",
+        (None, Level::Read) => "read",
+    };
+    if check == "list" && args.sample < 1.0 {
+        return Err(Failure::usage(
+            "--sample is for --level head and read: the listing is compared as a whole",
+        )
+        .hint("add --level head or --level read"));
+    }
     let request = VerifyRequest {
-        check: "recipient".to_owned(),
+        check: check.to_owned(),
         recipient: args.recipient,
         bucket: args.place.bucket.clone(),
         prefix: args.place.key.clone(),
         sample: Some(args.sample),
+        allow_extra: args.allow_extra,
+        current_only: args.current_only,
     };
     let what = format!("cannot verify {}", args.place);
     let failed = |error: &Error| Failure::api(&what, error);
@@ -47,18 +78,19 @@ pub(super) async fn run(ui: &Ui, args: VerifyArgs) -> Result<(), Failure> {
     let mut summary = None;
     while let Some(line) = lines.next().await.map_err(|e| failed(&e))? {
         match line {
-            VerifyLine::Progress { checked, .. } => bar.set(checked),
+            VerifyLine::Progress { listed, checked } => bar.set(match check {
+                "list" => listed,
+                _ => checked,
+            }),
             VerifyLine::Object(object) => {
                 if ui.is_json() {
                     ui.json(&object)?;
                 } else {
-                    let place = format!("s3://{}/{}", object.bucket, object.key);
-                    let text = format!(
-                        "{}: {}: {}",
-                        object.result,
-                        shown(&place),
-                        shown(&object.detail)
-                    );
+                    let mut place = shown(&format!("s3://{}/{}", object.bucket, object.key));
+                    if let Some(version) = &object.version_id {
+                        place += &format!(" (version {})", shown(version));
+                    }
+                    let text = format!("{}: {place}: {}", object.result, shown(&object.detail));
                     bar.print(|| ui.line(&text))?;
                 }
             }
@@ -80,23 +112,57 @@ fn conclude(ui: &Ui, place: &S3Url, sum: &VerifySummary) -> Result<(), Failure> 
     if ui.is_json() {
         ui.json(sum)?;
     } else {
-        ui.done(&format!(
-            "{place}: {} of {} objects looked at, {} good, {} bad; good means: {}",
-            sum.checked, sum.listed, sum.good, sum.bad, sum.proves
-        ))?;
+        let mut text = format!("{place}: {} listed", sum.listed);
+        if sum.check != "list" {
+            text += &format!(", {} looked at", sum.checked);
+        }
+        text += &format!(", {} good, {} bad", sum.good, sum.bad);
+        for (count, words) in [
+            (sum.extra, "not this host's"),
+            (sum.unchecked, "archived and not looked at"),
+            (sum.without_checksum, "without a checksum to compare"),
+        ] {
+            if count > 0 {
+                text += &format!(", {count} {words}");
+            }
+        }
+        ui.done(&format!("{text}; good means: {}", sum.proves))?;
     }
-    if sum.bad == 0 {
-        return Ok(());
+    if let (Some(who), true) = (&sum.recipient, sum.bad > 0) {
+        return Err(Failure::new(
+            ALTERED,
+            format!(
+                "recipient {who}: {} of {} objects looked at would not open",
+                sum.bad, sum.checked
+            ),
+        )
+        .hint("`strongroom cp` of an object onto itself wraps it for the recipients of today, while its key is there"));
     }
-    let who = sum.recipient.as_deref().unwrap_or_default();
-    Err(Failure::new(
-        ALTERED,
-        format!(
-            "recipient {who}: {} of {} objects looked at would not open",
-            sum.bad, sum.checked
-        ),
-    )
-    .hint("`strongroom cp` of an object onto itself wraps it for the recipients of today, while its key is there"))
+    if sum.bad > 0 {
+        let kinds = sum.findings.iter();
+        let kinds: Vec<String> = kinds
+            .map(|(word, count)| format!("{count} {word}"))
+            .collect();
+        return Err(Failure::new(
+            ALTERED,
+            format!(
+                "{place} is not as this host stored it: {}",
+                kinds.join(", ")
+            ),
+        )
+        .hint("docs/verify.md says what each word means and what to do"));
+    }
+    if sum.unchecked > 0 {
+        return Err(Failure::new(
+            TEMPORARY,
+            format!(
+                "{place}: {} objects are archived and could not be read",
+                sum.unchecked
+            ),
+        )
+        .hint("restore them in S3 first, or verify at --level head"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -36,16 +36,25 @@ impl Wraps {
         let Some(catalog) = &self.0 else {
             return Vec::new();
         };
+        let doubt = match catalog.load_doubt() {
+            Ok(doubt) => doubt.map(|why| {
+                Finding::fault(
+                    "catalogue",
+                    why,
+                    "find out who put it back; `strongroom catalog accept` when it is right (docs/catalog.md)",
+                )
+            }),
+            Err(error) => Some(fault(&error)),
+        };
         let keys = config.keys.iter().filter(|key| key.opens());
-        keys.flat_map(|key| {
+        let counts = keys.flat_map(|key| {
             let count = match catalog.load_wraps(&key.name) {
                 Ok(row) => judge(key, row),
                 Err(error) => fault(&error),
             };
             [Some(count), overdue(key, catalog)]
-        })
-        .flatten()
-        .collect()
+        });
+        doubt.into_iter().chain(counts.flatten()).collect()
     }
 }
 

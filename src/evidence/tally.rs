@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::{Activity, Day, LifeEvent, Listing, Outage, Shown};
+use crate::api::{Activity, Day, EvidenceVerification, LifeEvent, Listing, Outage, Shown};
 use crate::audit::{Kind, OK, Phase, Record};
 
 /// Records of one kind that a report shows; the rest is counted, and in the
@@ -26,6 +26,8 @@ pub(super) struct Tally {
     pub(super) denials: Listing,
     pub(super) refusals: Listing,
     pub(super) changes: Listing,
+    /// Runs of `verify`.
+    pub(super) verifications: Vec<EvidenceVerification>,
     /// Stored and read, by wrapping key.
     pub(super) used: BTreeMap<String, (u64, u64)>,
     /// When the log tells of a key's making.
@@ -218,6 +220,9 @@ impl Tally {
                         _ => {}
                     }
                 }
+                if kind == Kind::Verify {
+                    self.verified(record, &result);
+                }
                 if event.tamper {
                     list(&mut self.refusals, record, &result);
                 }
@@ -225,6 +230,22 @@ impl Tally {
             }
             _ => {}
         }
+    }
+
+    fn verified(&mut self, record: &Record, result: &str) {
+        if self.verifications.len() >= SHOWN {
+            return;
+        }
+        let event = &record.event;
+        let [bucket, prefix] = [&event.bucket, &event.key].map(|s| s.as_deref().unwrap_or(""));
+        self.verifications.push(EvidenceVerification {
+            seq: record.head.seq,
+            time: record.head.time.clone(),
+            uid: event.peer.as_ref().map(|peer| peer.uid),
+            subject: format!("s3://{bucket}/{prefix}"),
+            result: result.to_owned(),
+            found: event.verified.as_deref().cloned(),
+        });
     }
 
     fn act(&mut self, record: &Record, operation: &str, result: &str) {
@@ -292,6 +313,7 @@ fn is_operation(kind: Kind) -> bool {
             | Kind::List
             | Kind::Delete
             | Kind::Rewrap
+            | Kind::Verify
             | Kind::Restore
             | Kind::Admin
     )
@@ -306,6 +328,7 @@ fn word(kind: Kind) -> &'static str {
         Kind::List => "list",
         Kind::Delete => "delete",
         Kind::Rewrap => "rewrap",
+        Kind::Verify => "verify",
         Kind::Restore => "restore",
         _ => "admin",
     }

@@ -12,7 +12,7 @@ use crate::support::pattern;
 
 /// Makes a tree of `count` files of mixed sizes in 50 directories or so,
 /// beside [`odd`] ones.
-pub fn make(root: &Path, count: u32) {
+pub(crate) fn make(root: &Path, count: u32) {
     fs::create_dir_all(root).unwrap();
     for n in 0..count {
         let dir = root.join(format!("d{:02}/e{}", n % 17, n % 3));
@@ -32,7 +32,7 @@ pub fn make(root: &Path, count: u32) {
 }
 
 /// Names, kinds and times that are easily got wrong.
-pub fn odd(root: &Path) {
+pub(crate) fn odd(root: &Path) {
     let at = |name: &[u8]| root.join(OsStr::from_bytes(name));
     let long = [b'n'; 255];
     for name in names().iter().chain([&long.to_vec()]) {
@@ -89,7 +89,7 @@ pub fn odd(root: &Path) {
 }
 
 /// Names of files in a tree's root, or `sub`.
-pub fn names() -> Vec<Vec<u8>> {
+pub(crate) fn names() -> Vec<Vec<u8>> {
     [
         &b"-leading"[..],
         b"--delete",
@@ -115,7 +115,7 @@ pub fn names() -> Vec<Vec<u8>> {
 }
 
 /// Every path below a directory.
-pub fn paths(root: &Path) -> Vec<PathBuf> {
+pub(crate) fn paths(root: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     let mut dirs = vec![root.to_owned()];
     while let Some(dir) = dirs.pop() {

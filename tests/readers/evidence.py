@@ -37,7 +37,7 @@ def tree(leaves):
 
 
 records = [r for r in everything if r["time"] >= start]
-OPERATIONS = {"put", "get", "head", "inspect", "list", "delete", "rewrap", "admin"}
+OPERATIONS = {"put", "get", "head", "inspect", "list", "delete", "rewrap", "verify", "admin"}
 ends = [r for r in records if r["event"] in OPERATIONS and r.get("phase") != "begin"]
 denied = [r for r in records if r["event"] == "denied"]
 

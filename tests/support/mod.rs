@@ -21,6 +21,7 @@
 
 pub mod agent;
 pub mod data;
+pub mod glacier;
 pub mod hsm;
 pub mod http;
 pub mod inject;

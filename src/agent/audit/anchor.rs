@@ -9,9 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::audit::{Note, ORIGIN_PREFIX, anchor_name, anchored_size};
+use crate::audit::{Note, ORIGIN_PREFIX, anchor_name, anchored_size, parse_notes};
 use crate::config::{Anchor, Config};
 use crate::store::{Attributes, Store};
+
+/// Longest checkpoint that is read back, in bytes: ours have some 500.
+const MAX_NOTE: usize = 16 << 10;
 
 /// An anchor in use.
 pub(super) struct Anchorage {
@@ -52,6 +55,27 @@ impl Anchorage {
                     .map_err(|error| error.to_string())
             }
         }
+    }
+
+    /// The checkpoint of this log over so many records.
+    pub(super) async fn read(&self, origin: &str, size: u64) -> Result<Note, String> {
+        let log = origin.strip_prefix(ORIGIN_PREFIX).unwrap_or(origin);
+        let name = format!("{log}/{size:020}.checkpoint");
+        let bytes = match &self.place {
+            Anchor::S3 { bucket, prefix } => {
+                let name = format!("{prefix}{name}");
+                let got = self.store.get_slot(bucket, &name, MAX_NOTE).await;
+                got.map_err(|error| error.to_string())?.to_vec()
+            }
+            Anchor::Dir(dir) => {
+                std::fs::read(dir.join(&name)).map_err(|error| error.to_string())?
+            }
+        };
+        let text = String::from_utf8(bytes).unwrap_or_default();
+        let note = parse_notes(&text).notes.pop();
+        let note = note.filter(|note| note.checkpoint.tree.size == size);
+        note.filter(|note| note.checkpoint.origin == origin)
+            .ok_or_else(|| format!("{name} is no checkpoint of this log"))
     }
 
     fn until(&self) -> Result<String, String> {

@@ -10,12 +10,15 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::api::{AuditKey, CheckpointStatus};
-use crate::audit::{Checkpoint, Event, Identity, Kind, Note, PublicKey, Signed, Signer, Signing};
+use crate::audit::{
+    Checkpoint, Event, Identity, Kind, Note, PublicKey, Signed, Signer, Signing, Standing,
+};
 use crate::config::Config;
 use crate::keyring::Keyring;
 
 use super::super::state::App;
 use super::anchor::Anchorage;
+use super::lineage;
 
 /// Records after which a checkpoint is due.
 const RECORDS: u64 = 1000;
@@ -97,6 +100,8 @@ pub(in crate::agent) struct Checkpoints {
     unanchored: Option<Note>,
     sign_after: Instant,
     anchor_after: Instant,
+    /// The log is behind what was anchored.
+    log_alarm: Option<String>,
     status: CheckpointStatus,
 }
 
@@ -120,6 +125,7 @@ impl Checkpoints {
             unanchored: None,
             sign_after: now,
             anchor_after: now,
+            log_alarm: None,
         }
     }
 
@@ -130,6 +136,7 @@ impl Checkpoints {
         }
         self.publish();
         let mut looked = self.anchorage.is_none();
+        let mut compared = false;
         loop {
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => break,
@@ -138,7 +145,11 @@ impl Checkpoints {
             if !looked && Instant::now() >= self.anchor_after {
                 looked = self.look_at_anchor().await;
             }
-            if self.pending.is_none() && self.is_due() {
+            // Before a checkpoint names the head of whatever is there.
+            if !compared && !self.app.audit.standing().origin.is_empty() {
+                compared = lineage::doubt(&self.app).await.is_ok();
+            }
+            if compared && self.pending.is_none() && self.is_due() {
                 self.make().await;
             }
             if self.pending.is_some() && Instant::now() >= self.sign_after {
@@ -147,6 +158,7 @@ impl Checkpoints {
             if self.unanchored.is_some() && Instant::now() >= self.anchor_after {
                 self.anchor().await;
             }
+            self.look_for_alarms().await;
             self.publish();
         }
         // The newest takes in what an older one would have.
@@ -177,15 +189,29 @@ impl Checkpoints {
         self.covered = standing.eventful;
         self.last = Instant::now();
         let Identity { host, boot_id } = &self.identity;
+        let mut extensions = vec![
+            format!("time {:.0}", Timestamp::now()),
+            format!("host {host}"),
+            format!("boot {boot_id}"),
+        ];
+        match lineage::line(&self.app).await {
+            Ok(line) => extensions.push(line),
+            Err(error) => {
+                tracing::warn!(%error, "a checkpoint is made without the catalogue's head")
+            }
+        }
         self.pending = Some(Checkpoint {
             origin: self.app.audit.standing().origin,
             tree,
-            extensions: vec![
-                format!("time {:.0}", Timestamp::now()),
-                format!("host {host}"),
-                format!("boot {boot_id}"),
-            ],
+            extensions,
         });
+    }
+
+    async fn look_for_alarms(&mut self) {
+        let catalogue = self.app.engine.catalog.doubt().await;
+        let alarms = [self.log_alarm.clone(), catalogue.ok().flatten()];
+        let alarms: Vec<String> = alarms.into_iter().flatten().collect();
+        self.status.alarm = (!alarms.is_empty()).then(|| alarms.join("; "));
     }
 
     async fn sign(&mut self) {
@@ -257,10 +283,15 @@ impl Checkpoints {
                 if newest.is_some_and(|size| size > standing.tree.size) {
                     let why = "more records were anchored than this log has: it was cut, or put back from a copy";
                     tracing::error!(anchored = newest, records = standing.tree.size, why);
-                    self.status.alarm = Some(why.to_owned());
+                    self.log_alarm = Some(why.to_owned());
                     event.detail = Some(why.to_owned());
                 }
                 self.status.anchored = newest;
+                if let Err(why) = self.compare_anchored(newest).await {
+                    self.status.anchor_problem = Some(why);
+                    self.anchor_after = Instant::now() + RETRY;
+                    return false;
+                }
                 self.app.audit.send(event);
                 true
             }
@@ -270,6 +301,30 @@ impl Checkpoints {
                 false
             }
         }
+    }
+
+    /// Holds the catalogue against the newest anchored checkpoint, which may
+    /// know more than a log that was put back together with it.
+    async fn compare_anchored(&self, newest: Option<u64>) -> Result<(), String> {
+        let (Some(anchorage), Some(size)) = (&self.anchorage, newest) else {
+            return Ok(());
+        };
+        let origin = self.app.audit.standing().origin;
+        let note = anchorage.read(&origin, size).await?;
+        if let Some(signer) = TokenSigner::of(&self.app) {
+            let key = signer.show().await?.public_key;
+            let key = data_encoding::HEXLOWER.decode(key.as_bytes()).ok();
+            let key = key.and_then(|point| PublicKey::from_point(&point));
+            if key.is_none_or(|key| note.check(&key) != Standing::Proven) {
+                tracing::error!(
+                    size,
+                    "the newest anchored checkpoint is not signed by our key"
+                );
+                return Ok(());
+            }
+        }
+        let compared = lineage::against(&self.app, &note.checkpoint).await;
+        compared.map(|_| ()).map_err(|error| error.to_string())
     }
 
     fn publish(&self) {

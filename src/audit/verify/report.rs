@@ -121,6 +121,9 @@ pub struct Report {
     pub signatures: Signatures,
     /// Records that the last of them covers.
     pub covered: u64,
+    /// What the last of them, local or anchored, says besides: its extension
+    /// lines, as `catalog 42 HASH`.
+    pub stated: Vec<String>,
     /// Whether an anchor was given.
     pub anchor_given: bool,
     /// Checkpoints of this log in it.

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::entries::{self, Names, Stamp};
 use super::walk::Found;
+use crate::api::{Error, ErrorKind};
 use crate::cli::source::{CHUNK, Pool};
-use crate::client::Upload;
+use crate::client::{Resumable, Upload};
 use crate::manifest::{Entry, Kind};
 
 /// Chunks between the reader and the connection.
@@ -138,6 +140,34 @@ impl Opened {
             content.sha256 = sha256;
         }
         entry
+    }
+
+    /// As an upload that goes on where an interrupted one was.
+    pub(super) fn resumable(&self, pace: Option<Arc<Pace>>) -> io::Result<Resumable> {
+        let mut source = Resumable::of(self.file.try_clone()?)?;
+        let stamp = self.stamp;
+        source.length = stamp.size;
+        source.check = Arc::new(move |file| match file.metadata() {
+            Ok(meta) if Stamp::of(&meta) == stamp => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::Incomplete,
+                "it changed while it was read",
+            )),
+        });
+        if let Some(pace) = pace {
+            let before = AtomicU64::new(u64::MAX);
+            source.progress = Arc::new(move |at| {
+                let sent = at.saturating_sub(before.swap(at, Ordering::Relaxed));
+                pace.take(usize::try_from(sent).unwrap_or(0));
+            });
+        }
+        Ok(source)
+    }
+
+    /// Whether the file is still as it was when it was opened.
+    pub(super) fn is_unchanged(&self) -> bool {
+        let meta = self.file.metadata();
+        meta.is_ok_and(|meta| Stamp::of(&meta) == self.stamp)
     }
 
     /// As the body of a put; the receiver hears how reading ended, and has

@@ -78,6 +78,9 @@ pub(in crate::cli) struct ArchiveArgs {
     /// The file that keeps a second run out [default: one for user and place in /run/lock]
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
+    /// Store the manifest so far this often, for the case that this host is lost
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
+    checkpoint: Duration,
     /// Say what would be stored, and do nothing
     #[arg(long, conflicts_with_all = ["delete_after", "report"])]
     dry_run: bool,
@@ -113,6 +116,7 @@ pub(super) struct Plan {
     /// archive class.
     pub(super) own: PutOptions,
     pub(super) lock: Option<PathBuf>,
+    pub(super) checkpoint: Duration,
     pub(super) dry_run: bool,
     pub(super) report: Option<PathBuf>,
 }
@@ -178,6 +182,7 @@ impl Plan {
             },
             own,
             lock: args.lock,
+            checkpoint: args.checkpoint,
             dry_run: args.dry_run,
             report: args.report,
         })
@@ -197,13 +202,14 @@ impl Plan {
     }
 }
 
-/// The end of a retention that begins now: whole seconds, as S3 keeps it.
+/// The end of a retention that begins now, and then of that day in UTC: runs
+/// of one day ask for the same, and so can take up each other's uploads.
 fn until(span: jiff::Span) -> Result<String, Failure> {
     jiff::Timestamp::now()
         .to_zoned(jiff::tz::TimeZone::UTC)
         .checked_add(span)
-        .and_then(|end| jiff::Timestamp::from_second(end.timestamp().as_second()))
-        .map(|end| end.to_string())
+        .and_then(|end| end.tomorrow()?.start_of_day())
+        .map(|end| end.timestamp().to_string())
         .map_err(|error| Failure::usage(format!("--retain: {error}")))
 }
 

@@ -1,6 +1,7 @@
 //! What all jobs of a run share, and the job that stores one file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -19,6 +20,10 @@ use crate::manifest::{Entry, Kind, RelPath, RunId, StoredAt, object_key};
 const ATTEMPTS: u32 = 4;
 /// The wait before the second attempt; each further one waits as much longer.
 const WAIT: Duration = Duration::from_millis(250);
+
+/// Files from this many bytes on go on where an interrupted run was: below,
+/// the client sends them whole anyway (docs/uploads.md).
+const LARGE: u64 = 16 << 20;
 
 /// What every job needs.
 pub(super) struct Shared {
@@ -42,7 +47,7 @@ pub(super) enum Outcome {
     /// It is not stored as it is now, and that is a failure.
     Problem(RelPath, Failure),
     /// It is not there any more.
-    Gone,
+    Gone(RelPath),
     /// What failed would fail for the others too.
     Stop(Failure),
 }
@@ -131,7 +136,7 @@ impl Shared {
 /// Stores a file, unless its content proves to be what `before` has.
 pub(super) async fn file(shared: Arc<Shared>, found: Found, before: Option<Entry>) -> Outcome {
     let Ok(_permit) = shared.permits.acquire().await else {
-        return Outcome::Gone;
+        return Outcome::Gone(found.path);
     };
     let key = object_key(&shared.plan.prefix, &found.path);
     let mut before = before;
@@ -154,11 +159,16 @@ pub(super) async fn file(shared: Arc<Shared>, found: Found, before: Option<Entry
                 (Some(back), Ok(None)) => opened = back,
                 (_, Err(ReadError::Changed)) => continue,
                 (_, Err(error)) => return unreadable(&found, error),
-                (None, Ok(None)) => return Outcome::Gone,
+                (None, Ok(None)) => return Outcome::Gone(found.path),
             }
         }
         attempt += 1;
-        match send(&shared, &found, &key, opened).await {
+        let sent = if opened.size() < LARGE {
+            send(&shared, &found, &key, opened).await
+        } else {
+            send_large(&shared, &found, &key, opened).await
+        };
+        match sent {
             Sent::Done(outcome) => return outcome,
             Sent::Changed if attempt >= ATTEMPTS => return changed(&found),
             Sent::Changed => tokio::time::sleep(WAIT * attempt).await,
@@ -195,16 +205,7 @@ async fn send(shared: &Arc<Shared>, found: &Found, key: &str, opened: Opened) ->
         (Ok(receipt), Some(opened), Some(Ok(sha256)))
             if receipt.plaintext_size == opened.size() =>
         {
-            if let Err(failure) = shared.confirm(&receipt, &shared.plan.put).await {
-                return Sent::Done(Outcome::Stop(failure));
-            }
-            let mut entry = opened.into_entry(sha256);
-            entry.deleted = shared.deleted_by_us(found);
-            place_at(&mut entry, key, &receipt, None);
-            if let Some(journal) = &shared.journal {
-                journal.stored(&entry);
-            }
-            Sent::Done(Outcome::Stored(Box::new(entry)))
+            Sent::Done(stored(shared, found, key, &receipt, opened.into_entry(sha256)).await)
         }
         (_, _, Some(Err(ReadError::Changed))) => Sent::Changed,
         (_, _, Some(Err(ReadError::Io(error)))) => {
@@ -214,6 +215,61 @@ async fn send(shared: &Arc<Shared>, found: &Found, key: &str, opened: Opened) ->
         (Err(error), ..) => Sent::Done(failed(found, &error)),
         (Ok(_), ..) => Sent::Changed,
     }
+}
+
+/// Sends a large file by an upload that an interrupted run may have begun,
+/// and hashes it at the same time: both read the same file, or neither counts.
+async fn send_large(shared: &Arc<Shared>, found: &Found, key: &str, opened: Opened) -> Sent {
+    let source = match opened.resumable(shared.pace.clone()) {
+        Ok(source) => source,
+        Err(error) => return Sent::Done(unreadable(found, error.into())),
+    };
+    let failed_meanwhile = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&failed_meanwhile);
+    let hash = blocking(move || {
+        let read = opened.read(None, |_| !stop.load(Ordering::Relaxed));
+        (opened, read)
+    });
+    let place = shared.plan.place_of(key);
+    let put = async {
+        let answer = shared
+            .client
+            .resumable_put(&place.bucket, &place.key, &shared.plan.put, &source)
+            .await;
+        failed_meanwhile.store(answer.is_err(), Ordering::Relaxed);
+        answer
+    };
+    let (answer, (opened, read)) = tokio::join!(put, hash);
+    match (answer, read) {
+        (Ok(receipt), Ok(sha256)) if receipt.plaintext_size == opened.size() => {
+            Sent::Done(stored(shared, found, key, &receipt, opened.into_entry(sha256)).await)
+        }
+        (_, Err(ReadError::Io(error))) => Sent::Done(unreadable(found, ReadError::Io(error))),
+        (Err(error), _) if is_passing(error.kind) => Sent::Passing(error),
+        (Err(error), _) if error.kind != ErrorKind::Incomplete || opened.is_unchanged() => {
+            Sent::Done(failed(found, &error))
+        }
+        _ => Sent::Changed,
+    }
+}
+
+/// A file was acknowledged.
+async fn stored(
+    shared: &Shared,
+    found: &Found,
+    key: &str,
+    receipt: &Receipt,
+    mut entry: Entry,
+) -> Outcome {
+    if let Err(failure) = shared.confirm(receipt, &shared.plan.put).await {
+        return Outcome::Stop(failure);
+    }
+    entry.deleted = shared.deleted_by_us(found);
+    place_at(&mut entry, key, receipt, None);
+    if let Some(journal) = &shared.journal {
+        journal.stored(&entry);
+    }
+    Outcome::Stored(Box::new(entry))
 }
 
 /// Where a file's content is from now on.
@@ -264,7 +320,7 @@ pub(super) fn with_content(opened: Opened, sha256: Sha256, at: &StoredAt) -> Ent
 /// The entry of what is no regular file.
 pub(super) async fn describe(shared: Arc<Shared>, found: Found) -> Outcome {
     let Ok(_permit) = shared.permits.acquire().await else {
-        return Outcome::Gone;
+        return Outcome::Gone(found.path.clone());
     };
     let names = Arc::clone(&shared);
     blocking(move || match entries::describe(&found, &names.names) {
@@ -325,7 +381,7 @@ pub(super) fn changed(found: &Found) -> Outcome {
 
 pub(super) fn unreadable(found: &Found, error: ReadError) -> Outcome {
     match error {
-        ReadError::Gone => Outcome::Gone,
+        ReadError::Gone => Outcome::Gone(found.path.clone()),
         ReadError::Changed => changed(found),
         ReadError::Io(error) => {
             let what = format!("cannot archive {}", found.shown());

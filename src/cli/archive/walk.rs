@@ -42,7 +42,12 @@ impl Root {
         } else {
             within
         };
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let mut flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // A FIFO or a terminal at the place of a file holds nobody up; a mere
+        // path takes neither flag.
+        if !flags.contains(OFlags::PATH) {
+            flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
+        }
         let resolve =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         Ok(rustix::fs::openat2(
@@ -138,6 +143,20 @@ pub(super) fn start(plan: &Plan, roots: &[Arc<Root>]) -> Result<mpsc::Receiver<S
     std::thread::spawn(move || {
         for (root, builder) in walks {
             for step in builder.build() {
+                // A line of an ignore file that is no pattern leaves nothing
+                // out, and its writer should know.
+                let odd = step.as_ref().ok().and_then(|entry| entry.error());
+                let odd = odd.map(|error| {
+                    Failure::new(
+                        1,
+                        format!("cannot use {IGNORE}: {}", shown(&error.to_string())),
+                    )
+                });
+                if let Some(failure) = odd
+                    && sender.blocking_send(Step::Problem(None, failure)).is_err()
+                {
+                    return;
+                }
                 if sender.blocking_send(look(&root, step)).is_err() {
                     return;
                 }

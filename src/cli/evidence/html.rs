@@ -5,7 +5,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::charts;
 use crate::api::{
-    Answer, Evidence, EvidenceKey, EvidenceToken, LifeEvent, Listing, Outage, Report,
+    Answer, Evidence, EvidenceKey, EvidenceToken, EvidenceVerification, LifeEvent, Listing, Outage,
+    Report,
 };
 
 const STYLE: &str = include_str!("style.css");
@@ -42,6 +43,7 @@ pub(super) fn page(evidence: &Evidence) -> String {
                     (access(report))
                     (listing("Denied", "Nobody was refused for want of a grant.", &report.denials))
                     (listing("Refused as altered", "No object was found altered, truncated, rolled back or out of place.", &report.refusals))
+                    (verifications(&report.verifications))
                     (outages(&report.outages))
                     (listing("Changes of keys and configuration", "Nothing was changed.", &report.changes))
                     (log(report))
@@ -270,6 +272,40 @@ fn listing(title: &str, nothing: &str, listing: &Listing) -> Markup {
                 }
                 @let more = listing.total.saturating_sub(listing.shown.len() as u64);
                 @if more > 0 { p { "And " (grouped(more)) " more, in the log." } }
+            }
+        }
+    }
+}
+
+fn verifications(runs: &[EvidenceVerification]) -> Markup {
+    html! {
+        section {
+            h2 { "Verified to be there" }
+            @if runs.is_empty() { p.none { "Nothing was verified in the period." } } @else {
+                table.wide {
+                    thead { tr { th.number { "Record" } th { "Time" } th { "What" } th { "Level" } th.number { "Listed" } th.number { "Looked at" } th { "Result" } } }
+                    tbody {
+                        @for run in runs {
+                            @let found = run.found.clone().unwrap_or_default();
+                            tr {
+                                td.number data-name="Record" { (run.seq) }
+                                td data-name="Time" { (instant(&run.time)) }
+                                td data-name="What" { (run.subject) }
+                                td data-name="Level" { (found.level) @if let Some(sample) = &found.sample { ", " (sample) } }
+                                td.number data-name="Listed" { (grouped(found.listed)) }
+                                td.number data-name="Looked at" { (grouped(found.checked)) }
+                                td data-name="Result" {
+                                    @if run.found.is_none() { "broken off: " (run.result) }
+                                    @else if found.bad == 0 { "all good" }
+                                    @else {
+                                        strong { (grouped(found.bad)) " bad" }
+                                        @for (word, count) in &found.findings { ", " (count) " " (word) }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
             }
         }
     }
