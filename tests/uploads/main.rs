@@ -28,6 +28,11 @@ fn sized(full: u64, reduced: u64) -> u64 {
     if soak { full } else { reduced }
 }
 
+/// Whether this run has the one token that these tests are about.
+fn softhsm() -> bool {
+    TokenKind::SoftHsm.is_only("the token has no part in it")
+}
+
 /// A store that is reached through a recorder.
 fn recorded(weed: &Weed) -> (Recorder, Store) {
     let recorder = Recorder::before(&weed.store.url);

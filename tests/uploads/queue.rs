@@ -32,6 +32,9 @@ fn files(agent: &Agent) -> usize {
 
 #[test]
 fn an_outage_loses_nothing_and_keeps_the_order() {
+    if !softhsm() {
+        return;
+    }
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let (recorder, store) = recorded(weed);
     let mut agent = Agent::start(&hsm, store, small_parts);
@@ -104,6 +107,9 @@ fn an_outage_loses_nothing_and_keeps_the_order() {
 /// The answer to the completion is lost, and the agent is killed.
 #[test]
 fn an_object_whose_answer_was_lost_is_not_sent_twice() {
+    if !softhsm() {
+        return;
+    }
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let (recorder, store) = recorded(weed);
     let mut agent = Agent::start(&hsm, store, small_parts);
@@ -131,6 +137,9 @@ fn an_object_whose_answer_was_lost_is_not_sent_twice() {
 
 #[test]
 fn rule_14_a_late_conflict_parks_the_ticket_and_the_spool_is_verified() {
+    if !softhsm() {
+        return;
+    }
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let (recorder, store) = recorded(weed);
     let agent = Agent::start(&hsm, store, |config| {

@@ -166,9 +166,10 @@ impl Readings {
             to.gauge("queue_tickets", "Objects that wait for the store", tickets)?;
             to.gauge("queue_parked", "Those that the store refused", parked)?;
             to.bytes("queue_used", "Their bytes in the spool", backlog.bytes)?;
-            let oldest = backlog.oldest.unwrap_or_default() / 1000;
+            let oldest = [(Vec::new(), backlog.oldest.unwrap_or_default() / 1000)];
             let help = "Since when the oldest waits, Unix time; 0 if none does";
-            to.gauge("queue_oldest_timestamp_seconds", help, oldest)?;
+            let name = ("queue_oldest_timestamp", help);
+            to.family(MetricType::Gauge, name, Some(&Unit::Seconds), oldest)?;
         }
         let grants = count(app.policy.current().len());
         to.gauge("grants", "Grants in force", grants)?;
