@@ -50,6 +50,10 @@ fn text(place: &S3Url, found: &Inspection) -> String {
     if let Some(class) = &found.storage_class {
         field("storage class", class);
     }
+    if let Some(until) = &found.retain_until {
+        let mode = found.retention_mode.as_deref().unwrap_or("Object Lock");
+        field("retained until", &format!("{until} ({mode})"));
+    }
     if let Some(archive) = &found.archive {
         let until = archive.until.as_deref();
         field(

@@ -321,8 +321,13 @@ impl Restore<'_> {
         let mut patience = Patience::new();
         while asking.wait && outcome.counts().archived > 0 && !outcome.is_stopped() {
             patience.wait().await;
-            outcome.forget_archived();
+            let before = outcome.counts();
+            outcome.look_again();
             steps.files(false).await?;
+            // What this run wrote was not there already.
+            outcome.add(|counts| {
+                counts.unchanged = counts.unchanged.saturating_sub(before.files);
+            });
         }
         steps.links()?;
         steps.directories()?;

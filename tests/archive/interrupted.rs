@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Cursor};
 use std::process::Stdio;
 use std::time::Duration;
+
+use strongroom::manifest::{PARTIAL, Reader};
 
 use crate::support::process::eventually;
 use crate::support::{Agent, Hsm, Weed, pattern, temp_dir, value};
@@ -20,7 +22,7 @@ fn a_killed_run_is_taken_up_where_it_was() {
     for options in [&[][..], &["--bundle", "--bundle-max", "1KiB"]] {
         let archive = Archive::new(&agent, weed.bucket("killed"));
         let dir = temp_dir();
-        for n in 0..200_u64 {
+        for n in 0..120_u64 {
             fs::write(dir.path().join(format!("{n:03}")), pattern(n, 20_000 + n)).unwrap();
         }
         let url = archive.url();
@@ -50,14 +52,73 @@ fn a_killed_run_is_taken_up_where_it_was() {
             assert!(!told.contains(path), "{path} was sent again");
         }
         let stored = events.last().unwrap()["stored"].as_u64().unwrap();
-        assert!(stored < 200 - 75 + 1, "{stored}");
+        assert!(stored < 120 - 75 + 1, "{stored}");
         let entries = archive.manifest();
-        assert_eq!(entries.len(), 201);
+        assert_eq!(entries.len(), 121);
         for entry in entries.iter().skip(1).step_by(20) {
             archive.content(entry);
         }
         assert_eq!(archive.summary(dir.path(), options)["stored"], 0);
     }
+}
+
+/// The host is lost with its journal: the manifest so far is in the store, and
+/// a run that breaks off before it has come as far takes nothing from it.
+#[test]
+fn a_lost_host_begins_at_the_last_checkpoint() {
+    if is_skipped() {
+        return;
+    }
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let agent = Agent::start(&hsm, weed, |_| {});
+    let archive = Archive::new(&agent, weed.bucket("lost"));
+    let (dir, locks) = (temp_dir(), temp_dir());
+    for n in 0..60_u64 {
+        fs::write(dir.path().join(format!("{n:03}")), pattern(n, 3000)).unwrap();
+    }
+    let url = archive.url();
+    let mut known = 0;
+    for (run, lines) in [(0, 45), (1, 5)] {
+        // Another lock file each: no journal of an earlier run.
+        let lock = locks.path().join(format!("{run}"));
+        let words = ["archive", dir.path().to_str().unwrap(), &url, "--json"];
+        let more = [
+            "--checkpoint",
+            "1ms",
+            "--jobs",
+            "1",
+            "--lock",
+            lock.to_str().unwrap(),
+        ];
+        let mut command = agent.command(words.iter().chain(&more));
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap())
+            .lines()
+            .take(lines);
+        assert!(lines.map(Result::unwrap).count() > 0);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let partial = Reader::open(Cursor::new(archive.read(PARTIAL)));
+        let files = files(partial.unwrap());
+        assert!(
+            files > 0 && files >= known && files < 60,
+            "{files} after {known}"
+        );
+        known = files;
+    }
+    assert_eq!(archive.summary(dir.path(), &[])["stored"], 60 - known);
+    assert_eq!(archive.manifest().len(), 61);
+    for entry in archive.manifest().iter().skip(1).step_by(7) {
+        archive.content(entry);
+    }
+}
+
+/// Files of a manifest of a run that broke off.
+fn files(mut manifest: Reader<Cursor<Vec<u8>>>) -> u64 {
+    while manifest.next().unwrap().is_some() {}
+    let end = manifest.end().unwrap();
+    assert!(!end.complete);
+    end.counts.files
 }
 
 #[test]

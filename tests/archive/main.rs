@@ -6,6 +6,7 @@ mod changing;
 mod cron;
 mod delete;
 mod interrupted;
+mod restored;
 mod tree;
 mod trees;
 

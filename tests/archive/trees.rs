@@ -21,7 +21,7 @@ fn a_tree_is_stored_whole_and_once() {
     let archive = Archive::new(&agent, weed.bucket("tree"));
     let dir = temp_dir();
     let root = dir.path().join("tree");
-    let count = if soak() { 100_000 } else { 300 };
+    let count = if soak() { 100_000 } else { 160 };
     tree::make(&root, count);
 
     let began = Instant::now();

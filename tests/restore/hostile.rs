@@ -204,7 +204,7 @@ fn rule_16_links_that_are_there_already_lead_nowhere() {
     run.fails(
         1,
         &[
-            "cannot restore d/planted: a symbolic link is in the way",
+            "cannot restore d/planted: a link or a file is in a directory's place",
             "hint:",
         ],
     );

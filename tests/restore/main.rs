@@ -8,6 +8,7 @@ mod support;
 mod build;
 mod cold;
 mod hostile;
+mod round_trip;
 mod runs;
 mod tree;
 mod trust;
@@ -22,16 +23,23 @@ const WHY: &str = "restoring does not touch the token";
 /// An agent with its store, and a directory to restore into.
 struct Setup {
     agent: Agent,
+    _hsm: Hsm,
     bucket: String,
     dir: tempfile::TempDir,
 }
 
 impl Setup {
     fn new(name: &str) -> Self {
+        Self::with(name, &Weed::shared().store)
+    }
+
+    /// With another way to the store.
+    fn with(name: &str, store: &Store) -> Self {
         let (hsm, weed) = (Hsm::new(), Weed::shared());
         let bucket = weed.versioned_bucket(name);
         Self {
-            agent: Agent::start(&hsm, weed, |_| {}),
+            agent: Agent::start(&hsm, store, |_| {}),
+            _hsm: hsm,
             bucket,
             dir: temp_dir(),
         }

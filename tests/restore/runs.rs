@@ -8,6 +8,7 @@ use serde_json::json;
 use strongroom::manifest::manifest_key;
 
 use crate::build::{Build, run_at};
+use crate::support::glacier::Glacier;
 use crate::support::*;
 use crate::{Setup, WHY, names};
 
@@ -81,7 +82,10 @@ fn an_old_state_comes_back_as_it_was() {
     Weed::shared().raw_delete_version(&setup.bucket, "h/a", &oldest.id);
     let _ = fs::remove_dir_all(setup.out());
     let run = setup.restore(&url, &["--at", "2026-11-22T01:00:00Z"]);
-    run.fails(1, &["cannot restore a:", "1 entries could not be restored"]);
+    run.fails(
+        66,
+        &["cannot restore a:", "1 entries could not be restored"],
+    );
     assert_eq!(names(&setup.out()), ["gone"]);
 }
 
@@ -128,7 +132,13 @@ fn objects_without_a_manifest_become_files() {
     if !TokenKind::SoftHsm.is_only(WHY) {
         return;
     }
-    let setup = Setup::new("plain");
+    let weed = Weed::shared();
+    let relay = Glacier::before(&weed.store.url);
+    let store = Store {
+        url: relay.url.clone(),
+        ..weed.store.clone()
+    };
+    let setup = Setup::with("plain", &store);
     let build = Build::new(&setup.agent, &setup.bucket, "p/");
     build.put("a/b", b"first", &[]);
     build.put("gone", b"gone later", &[]);
@@ -137,15 +147,17 @@ fn objects_without_a_manifest_become_files() {
     std::thread::sleep(Duration::from_millis(1100));
     build.put("a/b", b"second", &[]);
     build.put("new", b"new", &[]);
-    for odd in ["../out-of-it", "x//y", "/absolute", "a/../../z"] {
-        build.put(odd, b"hostile", &[]);
+    // The store may list what it likes.
+    let odd = ["../out-of-it", "x//y", "/absolute", "a/../../z", "a/./b"];
+    for odd in odd {
+        relay.list(&format!("p/{odd}"));
     }
     let target = format!("/v1/objects/{}/p%2Fgone", setup.bucket);
     assert_eq!(setup.agent.http("DELETE", &target, &[], b"").status, 204);
 
     let run = setup.restore(&build.url(), &[]);
     let run = run.fails(1, &["has no manifest", "entries could not be restored"]);
-    for odd in ["../out-of-it", "x//y", "/absolute"] {
+    for odd in odd {
         assert!(run.stderr.contains(odd), "{odd}: {}", run.stderr);
     }
     assert_eq!(names(&setup.out()), ["a", "a/b", "new"]);

@@ -47,6 +47,8 @@ struct State {
     /// How often an object is refused after it was asked for before it is
     /// ready; for ever without.
     patience: Option<usize>,
+    /// Keys that are listed and are not there, encoded as in a URL.
+    listed: Vec<String>,
 }
 
 /// The relay; it ends with the test's process.
@@ -137,6 +139,12 @@ impl Glacier {
         self.state().patience = Some(refusals);
     }
 
+    /// Lists a key that is not there.
+    pub fn list(&self, key: &str) {
+        let key = percent_encoding::utf8_percent_encode(key, percent_encoding::NON_ALPHANUMERIC);
+        self.state().listed.push(key.to_string());
+    }
+
     /// Reads that were refused since the last call.
     pub fn refused(&self) -> usize {
         std::mem::take(&mut self.state().refused)
@@ -190,6 +198,10 @@ async fn answer(server: &str, state: &Mutex<State>, request: Request<Incoming>) 
     let Some(mut reply) = forward(server, parts, body).await else {
         return error(StatusCode::BAD_GATEWAY, "InternalError");
     };
+    let listed = state.lock().unwrap().listed.clone();
+    if has("list-type") && !listed.is_empty() {
+        return forge(reply, &listed).await;
+    }
     let mut state = state.lock().unwrap();
     if matches!(method, Method::PUT | Method::POST) && reply.status().is_success() && is_object {
         match class.filter(|class| ARCHIVE.contains(&class.as_str())) {
@@ -214,6 +226,23 @@ async fn answer(server: &str, state: &Mutex<State>, request: Request<Incoming>) 
         describe(reply.headers_mut(), item);
     }
     reply
+}
+
+/// A listing with more in it than there is.
+async fn forge(reply: Answer, keys: &[String]) -> Answer {
+    let (mut head, body) = reply.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let end = "</ListBucketResult>";
+    let mut text = String::from_utf8(body.to_vec()).unwrap();
+    assert!(text.contains(end), "{text}");
+    for key in keys {
+        let entry = format!(
+            "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&#34;0&#34;</ETag><Size>700</Size></Contents>{end}"
+        );
+        text = text.replace(end, &entry);
+    }
+    head.headers.remove("content-length");
+    Response::from_parts(head, Full::new(text.into()))
 }
 
 fn ask(state: &Mutex<State>, path: &str, body: &Bytes) -> Answer {

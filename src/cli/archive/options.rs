@@ -78,6 +78,9 @@ pub(in crate::cli) struct ArchiveArgs {
     /// The file that keeps a second run out [default: one for user and place in /run/lock]
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
+    /// Store the manifest so far this often, for the case that this host is lost
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
+    checkpoint: Duration,
     /// Say what would be stored, and do nothing
     #[arg(long, conflicts_with_all = ["delete_after", "report"])]
     dry_run: bool,
@@ -113,6 +116,7 @@ pub(super) struct Plan {
     /// archive class.
     pub(super) own: PutOptions,
     pub(super) lock: Option<PathBuf>,
+    pub(super) checkpoint: Duration,
     pub(super) dry_run: bool,
     pub(super) report: Option<PathBuf>,
 }
@@ -178,6 +182,7 @@ impl Plan {
             },
             own,
             lock: args.lock,
+            checkpoint: args.checkpoint,
             dry_run: args.dry_run,
             report: args.report,
         })

@@ -20,9 +20,6 @@ use crate::manifest::{
     RelPath, Writer, manifest_key,
 };
 
-/// How long what was stored may go without a checkpoint, at least. Ours: what
-/// a lost host has to send again; the journal covers what was merely killed.
-const INTERVAL: Duration = Duration::from_secs(60);
 /// A checkpoint takes at most this share of the time: 1/20.
 const SHARE: u32 = 20;
 /// Lines of the journal that make a checkpoint due. Ours: 10 MiB of it.
@@ -35,6 +32,9 @@ pub(super) struct Recorder {
     carried: Option<File>,
     started: jiff::Timestamp,
     checked: Instant,
+    /// How long what was stored may go without a checkpoint: what a lost host
+    /// has to send again. The journal covers what was merely killed.
+    least: Duration,
     interval: Duration,
     /// Files were stored since the last checkpoint.
     dirty: bool,
@@ -45,6 +45,7 @@ impl Recorder {
         head: &Head,
         started: jiff::Timestamp,
         carried: Option<File>,
+        interval: Duration,
     ) -> Result<Self, Failure> {
         let file = tempfile::tempfile().map_err(|error| spool(&error))?;
         Ok(Self {
@@ -52,7 +53,8 @@ impl Recorder {
             carried,
             started,
             checked: Instant::now(),
-            interval: INTERVAL,
+            least: interval,
+            interval,
             dirty: false,
         })
     }
@@ -107,7 +109,7 @@ impl Recorder {
         }
         self.dirty = false;
         self.checked = Instant::now();
-        self.interval = INTERVAL.max(begun.elapsed() * SHARE);
+        self.interval = self.least.max(begun.elapsed() * SHARE);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! A run from start to finish.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub(super) async fn archive(ui: &Ui, plan: Plan) -> Result<(), Failure> {
         Known::fetch(&client, &plan, &head, killed).await?
     };
     let mut report = Report::new(ui, &plan, run.to_string());
-    let recorder = Recorder::new(&head, started, known.carried_file()?)?;
+    let recorder = Recorder::new(&head, started, known.carried_file()?, plan.checkpoint)?;
     let steps = walk::start(&plan, &roots)?;
     let shared = Arc::new(Shared {
         client,
@@ -92,7 +92,7 @@ pub(super) async fn archive(ui: &Ui, plan: Plan) -> Result<(), Failure> {
         report: &mut report,
         pending: FuturesOrdered::new(),
         links: HashMap::new(),
-        lost: HashSet::new(),
+        lost: HashMap::new(),
         unreadable: None,
         previous: HashMap::new(),
     };
@@ -122,8 +122,9 @@ struct Merge<'a> {
     pending: FuturesOrdered<Pending>,
     /// First names of files that have more, by device and inode.
     links: HashMap<(u64, u64), (RelPath, u64)>,
-    /// First names that did not make it into the manifest.
-    lost: HashSet<RelPath>,
+    /// Files that did not make it into the manifest, and whether that is a
+    /// failure.
+    lost: HashMap<RelPath, bool>,
     /// A directory that could not be read: what is known below it stays.
     unreadable: Option<RelPath>,
     /// How an earlier run found what is pending: kept if it cannot be stored.
@@ -278,7 +279,7 @@ impl Merge<'_> {
             let bytes = found.meta.len();
             self.report.would_store(self.ui, &found.path, bytes)?;
         }
-        self.push_ready(Outcome::Gone);
+        self.push_ready(Outcome::Gone(found.path.clone()));
         Ok(())
     }
 
@@ -315,9 +316,15 @@ impl Merge<'_> {
     async fn done(&mut self, outcome: Outcome) -> Result<(), Failure> {
         match outcome {
             Outcome::Kept(entry) => {
-                if let Kind::Hardlink(first) = &entry.kind
-                    && self.lost.contains(first)
-                {
+                let first = match &entry.kind {
+                    Kind::Hardlink(first) => self.lost.get(first),
+                    _ => None,
+                };
+                if first == Some(&false) {
+                    let why = "it is another name of a file that was left";
+                    return self.report.left(self.ui, &entry.path, why);
+                }
+                if first.is_some() {
                     let failure = Failure::new(
                         FAILED,
                         format!(
@@ -338,14 +345,17 @@ impl Merge<'_> {
             }
             Outcome::Later(path, why) => {
                 self.report.left(self.ui, &path, why)?;
-                self.keep_previous(path, why)?;
+                self.keep_previous(path, why, false)?;
             }
             Outcome::Problem(path, failure) => {
                 self.report.problem(self.ui, &failure)?;
                 let (why, _) = failure.parts();
-                self.keep_previous(path, why)?;
+                self.keep_previous(path, why, true)?;
             }
-            Outcome::Gone => {}
+            Outcome::Gone(path) => {
+                self.previous.remove(&path);
+                self.lose(path, false);
+            }
             Outcome::Stop(failure) => return Err(failure),
         }
         if self.shared.plan.dry_run {
@@ -361,8 +371,15 @@ impl Merge<'_> {
         Ok(())
     }
 
+    /// What may come as another name of it has no content to refer to.
+    fn lose(&mut self, path: RelPath, is_failure: bool) {
+        if self.lost.len() < MAX_LINKS {
+            self.lost.insert(path, is_failure);
+        }
+    }
+
     /// The entry of an earlier run, where this one could not store the file.
-    fn keep_previous(&mut self, path: RelPath, why: &str) -> Result<(), Failure> {
+    fn keep_previous(&mut self, path: RelPath, why: &str, is_failure: bool) -> Result<(), Failure> {
         match self.previous.remove(&path) {
             Some(mut entry) => {
                 entry.deleted = None;
@@ -371,9 +388,7 @@ impl Merge<'_> {
                 self.recorder.entry(&entry, false)
             }
             None => {
-                if self.lost.len() < MAX_LINKS {
-                    self.lost.insert(path);
-                }
+                self.lose(path, is_failure);
                 Ok(())
             }
         }

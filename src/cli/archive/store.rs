@@ -47,7 +47,7 @@ pub(super) enum Outcome {
     /// It is not stored as it is now, and that is a failure.
     Problem(RelPath, Failure),
     /// It is not there any more.
-    Gone,
+    Gone(RelPath),
     /// What failed would fail for the others too.
     Stop(Failure),
 }
@@ -136,7 +136,7 @@ impl Shared {
 /// Stores a file, unless its content proves to be what `before` has.
 pub(super) async fn file(shared: Arc<Shared>, found: Found, before: Option<Entry>) -> Outcome {
     let Ok(_permit) = shared.permits.acquire().await else {
-        return Outcome::Gone;
+        return Outcome::Gone(found.path);
     };
     let key = object_key(&shared.plan.prefix, &found.path);
     let mut before = before;
@@ -159,7 +159,7 @@ pub(super) async fn file(shared: Arc<Shared>, found: Found, before: Option<Entry
                 (Some(back), Ok(None)) => opened = back,
                 (_, Err(ReadError::Changed)) => continue,
                 (_, Err(error)) => return unreadable(&found, error),
-                (None, Ok(None)) => return Outcome::Gone,
+                (None, Ok(None)) => return Outcome::Gone(found.path),
             }
         }
         attempt += 1;
@@ -320,7 +320,7 @@ pub(super) fn with_content(opened: Opened, sha256: Sha256, at: &StoredAt) -> Ent
 /// The entry of what is no regular file.
 pub(super) async fn describe(shared: Arc<Shared>, found: Found) -> Outcome {
     let Ok(_permit) = shared.permits.acquire().await else {
-        return Outcome::Gone;
+        return Outcome::Gone(found.path.clone());
     };
     let names = Arc::clone(&shared);
     blocking(move || match entries::describe(&found, &names.names) {
@@ -381,7 +381,7 @@ pub(super) fn changed(found: &Found) -> Outcome {
 
 pub(super) fn unreadable(found: &Found, error: ReadError) -> Outcome {
     match error {
-        ReadError::Gone => Outcome::Gone,
+        ReadError::Gone => Outcome::Gone(found.path.clone()),
         ReadError::Changed => changed(found),
         ReadError::Io(error) => {
             let what = format!("cannot archive {}", found.shown());

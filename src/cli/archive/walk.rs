@@ -143,6 +143,20 @@ pub(super) fn start(plan: &Plan, roots: &[Arc<Root>]) -> Result<mpsc::Receiver<S
     std::thread::spawn(move || {
         for (root, builder) in walks {
             for step in builder.build() {
+                // A line of an ignore file that is no pattern leaves nothing
+                // out, and its writer should know.
+                let odd = step.as_ref().ok().and_then(|entry| entry.error());
+                let odd = odd.map(|error| {
+                    Failure::new(
+                        1,
+                        format!("cannot use {IGNORE}: {}", shown(&error.to_string())),
+                    )
+                });
+                if let Some(failure) = odd
+                    && sender.blocking_send(Step::Problem(None, failure)).is_err()
+                {
+                    return;
+                }
                 if sender.blocking_send(look(&root, step)).is_err() {
                     return;
                 }

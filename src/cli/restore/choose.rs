@@ -223,7 +223,11 @@ impl Archive {
         let page = page
             .await
             .map_err(|e| Failure::api(format!("cannot list {}", self.url()), &e))?;
-        Ok(!page.objects.is_empty())
+        // A store may list what was not asked for.
+        Ok(page
+            .objects
+            .iter()
+            .any(|object| object.key.starts_with(&own)))
     }
 
     /// `--list`.

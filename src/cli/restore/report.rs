@@ -1,6 +1,7 @@
 //! What a restore came to: counts, what is said on the way, the exit code.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 
 use serde::Serialize;
 
@@ -8,7 +9,7 @@ use crate::cli::failure::{ALTERED, FAILED, Failure, TEMPORARY};
 use crate::cli::ui::{Ui, shown, size};
 
 /// Entries that are named one by one; the rest is counted.
-const TOLD: u64 = 1000;
+const TOLD: usize = 1000;
 
 /// How much was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -41,6 +42,8 @@ pub(super) struct Outcome<'a> {
     counts: RefCell<Counts>,
     /// The exit code of what failed so far.
     code: RefCell<Option<u8>>,
+    /// What was named as failed.
+    told: RefCell<HashSet<String>>,
     /// Ends the run: nothing more can be restored.
     fatal: RefCell<Option<Failure>>,
 }
@@ -71,6 +74,7 @@ impl<'a> Outcome<'a> {
             ui,
             counts: RefCell::default(),
             code: RefCell::default(),
+            told: RefCell::default(),
             fatal: RefCell::default(),
         }
     }
@@ -84,9 +88,17 @@ impl<'a> Outcome<'a> {
         count(&mut self.counts.borrow_mut());
     }
 
-    /// What was counted as not readable yet is tried again.
-    pub(super) fn forget_archived(&self) {
-        self.add(|counts| counts.archived = 0);
+    /// Everything is looked at once more: what is there by now was written
+    /// before, and what fails again is not told again.
+    pub(super) fn look_again(&self) {
+        *self.code.borrow_mut() = None;
+        self.add(|counts| {
+            *counts = Counts {
+                files: counts.files,
+                bytes: counts.bytes,
+                ..Counts::default()
+            };
+        });
     }
 
     /// An entry could not be restored; the others go on.
@@ -94,18 +106,18 @@ impl<'a> Outcome<'a> {
         self.add(|counts| counts.failed += 1);
         let code = failure.code();
         {
-            // Alterations before all else; what may pass counts least.
-            let weight = |code: u8| match code {
-                ALTERED => 2,
-                TEMPORARY => 0,
-                _ => 1,
-            };
-            let mut worst = self.code.borrow_mut();
-            if worst.is_none_or(|worst| weight(code) > weight(worst)) {
-                *worst = Some(code);
-            }
+            // Alterations before all else; then what all have in common.
+            let mut common = self.code.borrow_mut();
+            *common = Some(match *common {
+                None => code,
+                Some(before) if before == code => code,
+                Some(ALTERED) => ALTERED,
+                Some(_) if code == ALTERED => ALTERED,
+                Some(_) => FAILED,
+            });
         }
-        if self.counts.borrow().failed > TOLD {
+        let mut told = self.told.borrow_mut();
+        if told.len() >= TOLD || !told.insert(path.to_owned()) {
             return;
         }
         if self.ui.is_json() {

@@ -21,6 +21,7 @@ use super::select::Selection;
 use super::tree::{Spot, Tree};
 use super::{Options, Overwrite};
 use crate::cli::failure::{FAILED, Failure};
+use crate::cli::ui::shown;
 use crate::manifest::{Content, Entry, Kind, MAX_XATTRS, RelPath, Time};
 
 /// Bytes of a bundle fetched in one request, at most: enough to make the
@@ -173,6 +174,10 @@ impl Steps<'_> {
 
     /// What there is to do for a file.
     fn job(&self, path: &RelPath, entry: &Entry, content: &Content, checksum: bool) -> Option<Job> {
+        if let Some(why) = &entry.stale {
+            let why = format!("as an earlier run found it: {}", shown(why));
+            self.outcome.told("stale", &name(path), &why);
+        }
         let spot = self.spot(path)?;
         let there = self.look(path, spot.as_ref())?;
         let same = |meta: &Metadata| {
@@ -491,7 +496,7 @@ fn no_first(path: &RelPath, first: &RelPath) -> Failure {
 fn blocked(what: String, error: &io::Error) -> Failure {
     let failure = Failure::io(what, error);
     match error.kind() {
-        io::ErrorKind::NotADirectory | io::ErrorKind::Other => {
+        io::ErrorKind::Other => {
             failure.hint("nothing is written through links: move it out of the way, or restore into another directory")
         }
         _ => failure,

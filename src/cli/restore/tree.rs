@@ -177,7 +177,12 @@ impl Tree {
                 // Linux before 5.6: name by name. No component is `..`, and
                 // none is followed.
                 Err(Errno::NOSYS) => return self.step_by_step(path, flags),
-                Err(Errno::LOOP) => return Err(io::Error::other("a symbolic link is in the way")),
+                // The last component may be the link; O_NOFOLLOW tells it so.
+                Err(Errno::LOOP | Errno::NOTDIR) => {
+                    return Err(io::Error::other(
+                        "a link or a file is in a directory's place",
+                    ));
+                }
                 found => return found.map_err(Into::into),
             }
         }
