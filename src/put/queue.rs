@@ -127,11 +127,18 @@ pub async fn enqueue(
     // Whoever is not next gets a ticket at once.
     let first = backlog.tickets == backlog.parked;
     let told = first.then(|| engine.waiting.begin(&ticket));
-    if let Err(error) = engine.catalog.enqueue(queued).await {
+    // Only then may a client hear of it. Whether it is durable after a failure
+    // nobody knows: the next start decides, by the row that is there or not.
+    let kept = match engine.catalog.enqueue(queued).await {
+        Ok(()) => engine.spool.keep_queued(&ticket).await,
+        Err(error) => {
+            engine.waiting.end(&ticket);
+            return Err(error.into());
+        }
+    };
+    if let Err(error) = kept {
         engine.waiting.end(&ticket);
-        // Whether it is durable nobody knows: the next start decides, by the
-        // row that is there or not.
-        return Err(error.into());
+        return Err(spool_error(&error.into()));
     }
     drop(in_use);
     engine.queued.notify_one();
@@ -196,6 +203,8 @@ pub async fn discard(engine: &Engine, ticket: &str, size: u64) -> Result<bool, E
         .sessions
         .begin(ticket)
         .ok_or_else(|| Error::new(ErrorKind::Busy, "the object is being sent at this moment"))?;
+    let ended = engine.spool.end_queued(ticket).await;
+    ended.map_err(|e| spool_error(&e.into()))?;
     let there = engine.catalog.drop_queued(ticket).await?;
     if there {
         engine.spool.remove_queued(ticket, size);
@@ -392,6 +401,8 @@ async fn send(engine: &Engine, queued: &Queued, op: &mut Op) -> Result<Receipt, 
         created: queued.created,
     };
     let row = entry.as_ref().map(Entry::row);
+    let ended = engine.spool.end_queued(&queued.ticket).await;
+    ended.map_err(|e| spool_error(&e.into()))?;
     engine.catalog.record_queued(&receipt, queued, row).await?;
     if let Some(entry) = entry {
         entry.over();

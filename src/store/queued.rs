@@ -17,6 +17,11 @@ use super::spool::{Spool, SpoolError};
 
 /// Their directory inside the spool's.
 const QUEUE: &str = "queue";
+/// What a file's name ends in until its ticket is durable, and from the moment
+/// on at which its ticket ends. A file without either is one that a client was
+/// told of.
+const NEW: &str = ".new";
+const OVER: &str = ".over";
 /// Bytes read at a time while a file is verified.
 const READ: usize = 256 << 10;
 
@@ -62,7 +67,7 @@ impl Hashes {
 }
 
 /// A file being written. Dropped before it is [finished](Self::finish), it is
-/// removed.
+/// removed. Its ticket is recorded next, and then [`Spool::keep_queued`].
 pub struct QueueWriter {
     spool: Spool,
     path: PathBuf,
@@ -86,7 +91,7 @@ impl Spool {
     pub fn create_queued(&self, ticket: &str) -> Result<QueueWriter, SpoolError> {
         let dir = self.dir().join(QUEUE);
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let path = dir.join(ticket);
+        let path = dir.join(format!("{ticket}{NEW}"));
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -103,32 +108,87 @@ impl Spool {
         })
     }
 
+    /// Before anybody is told of `ticket`, which is durable: no start removes
+    /// its file from now on, whatever becomes of the catalogue.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn keep_queued(&self, ticket: &str) -> io::Result<()> {
+        self.rename_queued(ticket, &[NEW], "").await
+    }
+
+    /// Before `ticket` is ended: the next start removes its file if it is gone.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn end_queued(&self, ticket: &str) -> io::Result<()> {
+        // It may get its name at this moment.
+        self.rename_queued(ticket, &["", NEW, ""], OVER).await
+    }
+
+    /// From the first of these endings that there is; a file that is not there
+    /// has the other name already, or is missed when it is read.
+    async fn rename_queued(
+        &self,
+        ticket: &str,
+        from: &'static [&str],
+        to: &'static str,
+    ) -> io::Result<()> {
+        let (dir, ticket) = (self.dir().join(QUEUE), ticket.to_owned());
+        off_thread(move || {
+            let to = dir.join(format!("{ticket}{to}"));
+            for from in from {
+                match std::fs::rename(dir.join(format!("{ticket}{from}")), &to) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    renamed => {
+                        renamed?;
+                        return File::open(dir)?.sync_all();
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// The file of `ticket`.
     ///
     /// # Errors
     /// The system's; not found, if somebody removed it.
     pub fn open_queued(&self, ticket: &str) -> io::Result<QueueReader> {
-        let file = File::open(self.dir().join(QUEUE).join(ticket))?;
-        Ok(QueueReader {
-            file: Arc::new(file),
-        })
+        let dir = self.dir().join(QUEUE);
+        // It may get its name at this moment.
+        for suffix in ["", NEW, "", OVER] {
+            match File::open(dir.join(format!("{ticket}{suffix}"))) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                file => {
+                    return file.map(|file| QueueReader {
+                        file: Arc::new(file),
+                    });
+                }
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
     }
 
     /// Removes the file of `ticket`, and gives its `size` back.
     pub fn remove_queued(&self, ticket: &str, size: u64) {
         self.give_back(size);
-        let path = self.dir().join(QUEUE).join(ticket);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                // The next start removes what no ticket names.
-                tracing::warn!(path = %path.display(), %error, "a spooled file cannot be removed");
+        for suffix in [OVER, "", NEW] {
+            let path = self.dir().join(QUEUE).join(format!("{ticket}{suffix}"));
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "a spooled file cannot be removed");
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 
-    /// At a start: counts the files of these tickets, and removes all others,
-    /// which nobody was told of. Blocks.
+    /// At a start: counts the files of these tickets, and removes those that
+    /// nobody was told of or that are done with. A file whose ticket is gone
+    /// although a client was told of it stays: the catalogue was lost, and the
+    /// file is all there is. Blocks.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -139,14 +199,20 @@ impl Spool {
         };
         for entry in entries {
             let entry = entry?;
-            let known = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| tickets.contains(name));
-            if known {
+            let path = entry.path();
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let ticket = [NEW, OVER].iter().find_map(|end| name.strip_suffix(end));
+            if tickets.contains(ticket.unwrap_or(&name)) {
                 self.count(entry.metadata()?.len());
-            } else if let Err(error) = std::fs::remove_file(entry.path()) {
-                tracing::warn!(path = %entry.path().display(), %error, "a spooled file without a ticket cannot be removed");
+            } else if ticket.is_none() {
+                self.count(entry.metadata()?.len());
+                tracing::error!(
+                    path = %path.display(),
+                    "an object waits in the spool that the catalogue does not know: `strongroom recover` opens it (docs/queue.md)"
+                );
+            } else if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "a spooled file without a ticket cannot be removed");
             }
         }
         Ok(())
@@ -265,18 +331,23 @@ mod tests {
         kept.append(Bytes::from_static(&[2; 41])).await.unwrap();
         let sums = kept.finish().await.unwrap();
         assert_eq!((spool.in_use(), sums.size), (41, 41));
-        drop(
-            spool
-                .create_queued("stray")
-                .map(|mut stray| stray.done = true),
-        );
+        spool.keep_queued("kept").await.unwrap();
+        for stray in ["untold", "over", "lost"] {
+            let file = spool.create_queued(stray).unwrap();
+            file.finish().await.unwrap();
+        }
+        spool.keep_queued("over").await.unwrap();
+        spool.end_queued("over").await.unwrap();
+        spool.keep_queued("lost").await.unwrap();
 
         let next = Spool::new(dir.path(), 100);
         next.adopt_queued(&HashSet::from(["kept".to_owned()]))
             .unwrap();
         assert_eq!(next.in_use(), 41);
         let left = std::fs::read_dir(dir.path().join(QUEUE)).unwrap();
-        assert_eq!(left.count(), 1);
+        let mut left: Vec<_> = left.map(|file| file.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["kept", "lost"]);
         let reader = next.open_queued("kept").unwrap();
         assert!(reader.is(sums.clone()).await.unwrap());
         std::fs::write(dir.path().join(QUEUE).join("kept"), [3; 41]).unwrap();
