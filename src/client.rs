@@ -15,7 +15,7 @@ mod transfer;
 mod wire;
 
 pub use lines::Lines;
-pub use resume::Resumable;
+pub use resume::{Check, Resumable};
 pub use rewrap::RewrapRun;
 pub use transfer::{Download, Upload};
 
