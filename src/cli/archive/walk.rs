@@ -213,7 +213,10 @@ fn look(root: &Arc<Root>, step: Result<ignore::DirEntry, ignore::Error>) -> Step
             let path = match path {
                 Ok(path) => path,
                 Err(why) => {
-                    return Step::Problem(None, Failure::new(1, format!("{cannot}: {why}")));
+                    return Step::Problem(
+                        None,
+                        Failure::new(1, format!("{cannot}: {why}")).hint(REST),
+                    );
                 }
             };
             match entry.metadata() {
