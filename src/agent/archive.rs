@@ -99,3 +99,26 @@ pub(super) async fn vouched(app: &App, place: &Place, facts: &Facts) -> Option<S
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::super::routes::operation;
+    use super::*;
+    use crate::api::Operation;
+
+    #[test]
+    fn whoever_asks_for_an_archived_object_needs_leave_to_read_it() {
+        let asked = |method: Method, path: &str, query: &str| {
+            let query = Query::parse(Some(query)).ok()?;
+            operation(&method, &query, &Target::parse(path)?)
+        };
+        let object = "/v1/objects/bucket/key";
+        assert_eq!(asked(Method::POST, object, "restore"), Some(Operation::Get));
+        assert_eq!(asked(Method::POST, object, ""), None);
+        assert_eq!(asked(Method::POST, "/v1/objects/bucket", "restore"), None);
+        let versions = asked(Method::GET, "/v1/objects/bucket", "versions&prefix=a");
+        assert_eq!(versions, Some(Operation::List));
+    }
+}

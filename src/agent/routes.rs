@@ -319,7 +319,11 @@ async fn route(
 
 /// The operation that a grant has to name; none of an object's if the method
 /// does not exist here.
-fn operation(method: &Method, query: &Query, target: &Result<Target, Error>) -> Option<Operation> {
+pub(super) fn operation(
+    method: &Method,
+    query: &Query,
+    target: &Result<Target, Error>,
+) -> Option<Operation> {
     let whole_bucket = target.as_ref().is_ok_and(|target| target.key.is_none());
     Some(match *method {
         Method::GET if query.has("inspect") => Operation::Inspect,
@@ -421,23 +425,4 @@ async fn reload(app: &App) -> Result<Response<Body>, Error> {
     app.reloads.send(answer).await.map_err(|_| gone())?;
     done.await.map_err(|_| gone())??;
     reply::json(StatusCode::OK, &serde_json::json!({ "reloaded": true }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_asks_for_an_archived_object_needs_leave_to_read_it() {
-        let asked = |method: Method, path: &str, query: &str| {
-            let query = Query::parse(Some(query)).ok()?;
-            operation(&method, &query, &Target::parse(path)?)
-        };
-        let object = "/v1/objects/bucket/key";
-        assert_eq!(asked(Method::POST, object, "restore"), Some(Operation::Get));
-        assert_eq!(asked(Method::POST, object, ""), None);
-        assert_eq!(asked(Method::POST, "/v1/objects/bucket", "restore"), None);
-        let versions = asked(Method::GET, "/v1/objects/bucket", "versions&prefix=a");
-        assert_eq!(versions, Some(Operation::List));
-    }
 }

@@ -2,8 +2,11 @@
 
 mod archived;
 mod attributes;
+mod batch;
 mod choose;
+mod decide;
 mod fetch;
+mod links;
 mod manifest;
 mod plain;
 mod report;

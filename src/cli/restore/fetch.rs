@@ -110,8 +110,19 @@ impl Fetcher<'_> {
                 }
                 trouble => trouble,
             };
-            self.give_up(&jobs, error);
-            return;
+            // A range that is not in the bundle is one file's lie: the others
+            // are fetched one by one.
+            let lies = matches!(&error, Trouble::Agent(error)
+                if matches!(error.kind, ErrorKind::Range | ErrorKind::Truncated));
+            if !lies || jobs.len() == 1 {
+                return self.give_up(&jobs, error);
+            }
+            for job in jobs.drain(..) {
+                let mut alone = VecDeque::from([job]);
+                if let Err(trouble) = self.attempt(&mut alone).await {
+                    self.give_up(&alone, trouble);
+                }
+            }
         }
     }
 

@@ -8,10 +8,10 @@ use futures_util::stream::FuturesUnordered;
 
 use super::Options;
 use super::choose::Archive;
+use super::decide::{Decision, decide, modified};
 use super::fetch::{Fetcher, Job, Source};
 use super::report::Outcome;
 use super::select::Selection;
-use super::steps::{Decision, decide, modified};
 use super::tree::Tree;
 use crate::cli::failure::{FAILED, Failure, NO_SUCH};
 use crate::cli::ui::shown;

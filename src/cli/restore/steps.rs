@@ -6,32 +6,23 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::Metadata;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::pin::Pin;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use rustix::fs::FileType;
 
+use super::Options;
 use super::attributes::Attributes;
+use super::batch::Batch;
+use super::decide::{Decision, decide, modified};
 use super::fetch::{Fetcher, Job, Source};
 use super::manifest::{Manifest, Plan, takes};
 use super::report::{Outcome, name};
 use super::select::Selection;
 use super::tree::{Spot, Tree};
-use super::{Options, Overwrite};
 use crate::cli::failure::{FAILED, Failure};
 use crate::cli::ui::shown;
-use crate::manifest::{Content, Entry, Kind, MAX_XATTRS, RelPath, Time};
-
-/// Bytes of a bundle fetched in one request, at most: enough to make the
-/// request's cost small, and little to send again.
-const BATCH: u64 = 8 << 20;
-/// Files in one request, at most: so many targets are open to be written.
-const BATCH_FILES: usize = 4096;
-/// Bytes between two wanted files of a bundle that are fetched for nothing
-/// rather than by another request.
-const GAP: u64 = 64 << 10;
+use crate::manifest::{Content, Entry, Kind, RelPath};
 
 /// One restore under way.
 pub(super) struct Steps<'a> {
@@ -46,53 +37,6 @@ pub(super) struct Steps<'a> {
     pub(super) fetcher: &'a Fetcher<'a>,
     /// Directories above what is wanted that were not there.
     pub(super) made: RefCell<HashSet<RelPath>>,
-}
-
-/// What becomes of something that is to be at a place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
-    /// It is made; whether in place of something.
-    Write {
-        /// Something is there.
-        replace: bool,
-    },
-    /// It is there already.
-    Same,
-    /// What is there stays.
-    Keep,
-    /// A directory is in the way.
-    Blocked,
-}
-
-/// Decides by what is there; `same` says whether that is it already.
-pub(super) fn decide(
-    there: Option<&Metadata>,
-    mtime: Time,
-    overwrite: Overwrite,
-    same: impl FnOnce(&Metadata) -> bool,
-) -> Decision {
-    let Some(there) = there else {
-        return Decision::Write { replace: false };
-    };
-    if there.is_dir() {
-        return Decision::Blocked;
-    }
-    if same(there) {
-        return Decision::Same;
-    }
-    match overwrite {
-        Overwrite::Never => Decision::Keep,
-        Overwrite::Older if modified(there) > mtime => Decision::Keep,
-        Overwrite::Older | Overwrite::Always => Decision::Write { replace: true },
-    }
-}
-
-/// When something here was last changed.
-pub(super) fn modified(meta: &Metadata) -> Time {
-    Time {
-        seconds: meta.mtime(),
-        nanoseconds: u32::try_from(meta.mtime_nsec()).unwrap_or_default(),
-    }
 }
 
 impl Steps<'_> {
@@ -216,7 +160,7 @@ impl Steps<'_> {
 
     /// Where an entry is to be: `Some(None)` where a dry run finds no
     /// directory, `None` where that failed and was told.
-    fn spot(&self, path: &RelPath) -> Option<Option<Spot>> {
+    pub(super) fn spot(&self, path: &RelPath) -> Option<Option<Spot>> {
         let mut tree = self.tree.borrow_mut();
         let Some(tree) = tree.as_mut() else {
             return Some(None);
@@ -239,7 +183,7 @@ impl Steps<'_> {
         }
     }
 
-    fn look(&self, path: &RelPath, spot: Option<&Spot>) -> Option<Option<Metadata>> {
+    pub(super) fn look(&self, path: &RelPath, spot: Option<&Spot>) -> Option<Option<Metadata>> {
         match spot.map_or(Ok(None), Spot::look) {
             Ok(there) => Some(there),
             Err(error) => {
@@ -252,7 +196,7 @@ impl Steps<'_> {
     }
 
     /// Counts a decision; `Some(replace)` if something is to be made.
-    fn act_on(&self, path: &RelPath, decision: Decision) -> Option<bool> {
+    pub(super) fn act_on(&self, path: &RelPath, decision: Decision) -> Option<bool> {
         match decision {
             Decision::Write { replace } => return Some(replace),
             Decision::Same => self.outcome.add(|counts| counts.unchanged += 1),
@@ -272,161 +216,6 @@ impl Steps<'_> {
             }
         }
         None
-    }
-
-    /// Hard links, FIFOs, devices and symbolic links: after all files, so
-    /// that nothing was ever written while a link of the archive was there.
-    pub(super) fn links(&self) -> Result<(), Failure> {
-        let mut entries = self.manifest.entries()?;
-        while let Some(entry) = entries.next()? {
-            if self.outcome.is_stopped() {
-                break;
-            }
-            let is_late = !matches!(entry.kind, Kind::Dir | Kind::File(_));
-            if is_late && takes(self.selection, self.options.deleted, &entry) {
-                self.late(&entry);
-            }
-        }
-        Ok(())
-    }
-
-    fn late(&self, entry: &Entry) {
-        let path = &entry.path;
-        let device = match &entry.kind {
-            Kind::Socket => {
-                return self.skip(
-                    path,
-                    "left out: a socket is made by the program that serves it",
-                );
-            }
-            Kind::Char(number) => Some((FileType::CharacterDevice, *number)),
-            Kind::Block(number) => Some((FileType::BlockDevice, *number)),
-            Kind::Fifo => Some((FileType::Fifo, 0)),
-            _ => None,
-        };
-        let wishes = self.attributes.borrow().wishes();
-        if device.is_some_and(|(kind, _)| kind != FileType::Fifo) && !wishes.devices {
-            return self.skip(path, "left out: a device (--devices makes it)");
-        }
-        let Some(spot) = self.spot(path) else { return };
-        let Some(there) = self.look(path, spot.as_ref()) else {
-            return;
-        };
-        if let Kind::Hardlink(first) = &entry.kind {
-            return self.hard_link(entry, first, spot, there);
-        }
-        let same = |meta: &Metadata| match &entry.kind {
-            Kind::Symlink(target) => {
-                meta.is_symlink()
-                    && spot
-                        .as_ref()
-                        .and_then(|spot| spot.read_link().ok())
-                        .is_some_and(|found| found == *target)
-            }
-            Kind::Fifo => meta.file_type().is_fifo(),
-            Kind::Char(number) => meta.file_type().is_char_device() && meta.rdev() == *number,
-            Kind::Block(number) => meta.file_type().is_block_device() && meta.rdev() == *number,
-            _ => false,
-        };
-        let decision = decide(there.as_ref(), entry.mtime, self.options.overwrite, same);
-        let Some(replace) = self.act_on(path, decision) else {
-            return;
-        };
-        let made = spot
-            .filter(|_| !self.options.dry_run)
-            .map_or(Ok(()), |spot| {
-                let mut attributes = self.attributes.borrow_mut();
-                match (&entry.kind, device) {
-                    (Kind::Symlink(target), _) => spot.symlink(target, replace, |dir, name| {
-                        attributes.set_link(dir, name, entry)
-                    }),
-                    (_, Some((kind, number))) => spot.node(kind, number, replace, |dir, name| {
-                        attributes.set_node(dir, name, entry)
-                    }),
-                    _ => Ok(()),
-                }
-            });
-        self.note_late(path, made, device.is_some());
-    }
-
-    fn note_late(&self, path: &RelPath, made: io::Result<()>, is_node: bool) {
-        match made {
-            Ok(()) => {
-                self.outcome.add(|counts| match is_node {
-                    true => counts.nodes += 1,
-                    false => counts.links += 1,
-                });
-                self.outcome.done(&name(path), self.options.dry_run);
-            }
-            Err(error) => {
-                let path = name(path);
-                let failure = Failure::io(format!("cannot restore {path}"), &error);
-                self.outcome.failed(&path, &failure);
-            }
-        }
-    }
-
-    fn skip(&self, path: &RelPath, why: &str) {
-        self.outcome.add(|counts| counts.skipped += 1);
-        self.outcome.told("skipped", &name(path), why);
-    }
-
-    /// Another name of a file that was restored: nothing else may get one.
-    fn hard_link(
-        &self,
-        entry: &Entry,
-        first: &RelPath,
-        spot: Option<Spot>,
-        there: Option<Metadata>,
-    ) {
-        let path = &entry.path;
-        // The name that stands in for one that is not wanted is the file.
-        let stand_in = self.plan.promoted.get(first);
-        if stand_in == Some(path) {
-            return;
-        }
-        let first = stand_in.unwrap_or(first);
-        let dry_run = || {
-            self.outcome.add(|counts| counts.links += 1);
-            self.outcome.done(&name(path), true);
-        };
-        let (Some(spot), false) = (spot, self.options.dry_run && there.is_none()) else {
-            return dry_run();
-        };
-        let failed = |failure: &Failure| self.outcome.failed(&name(path), failure);
-        let first_spot = match self
-            .tree
-            .borrow_mut()
-            .as_mut()
-            .map(|t| t.existing_spot(first))
-        {
-            Some(Ok(spot)) => spot,
-            _ => return failed(&no_first(path, first)),
-        };
-        let restored = match first_spot.look() {
-            // Its mtime is the entry's: both are one inode.
-            Ok(Some(meta))
-                if meta.is_file()
-                    && (modified(&meta) == entry.mtime
-                        || there.as_ref().is_some_and(|there| is_one(there, &meta))) =>
-            {
-                meta
-            }
-            Ok(None) if self.outcome.counts().archived > 0 => {
-                // It comes when its first name does.
-                return self.outcome.add(|counts| counts.archived += 1);
-            }
-            _ => return failed(&no_first(path, first)),
-        };
-        let same = |meta: &Metadata| is_one(meta, &restored);
-        let decision = decide(there.as_ref(), entry.mtime, self.options.overwrite, same);
-        let Some(replace) = self.act_on(path, decision) else {
-            return;
-        };
-        match self.options.dry_run {
-            true => dry_run(),
-            false => self.note_late(path, spot.hard_link(&first_spot, replace), false),
-        }
     }
 
     /// Modes, owners and times of directories, the inner ones first: a
@@ -476,23 +265,6 @@ impl Steps<'_> {
     }
 }
 
-/// Whether both are the same file.
-fn is_one(a: &Metadata, b: &Metadata) -> bool {
-    a.dev() == b.dev() && a.ino() == b.ino()
-}
-
-fn no_first(path: &RelPath, first: &RelPath) -> Failure {
-    Failure::new(
-        FAILED,
-        format!(
-            "cannot restore {}: it is another name of {}, which is not there as it was archived",
-            name(path),
-            name(first)
-        ),
-    )
-    .hint("restore that one first; --overwrite always replaces what is in its place")
-}
-
 fn blocked(what: String, error: &io::Error) -> Failure {
     let failure = Failure::io(what, error);
     match error.kind() {
@@ -517,53 +289,4 @@ fn has(spot: &Spot, sha256: &[u8; 32]) -> bool {
         }
     };
     digest().is_ok_and(|digest| digest.as_ref() == sha256)
-}
-
-/// Files of one bundle that are fetched together.
-#[derive(Default)]
-struct Batch {
-    jobs: Vec<Job>,
-    /// Bytes of their extended attributes, which wait in memory.
-    attributes: usize,
-}
-
-impl Batch {
-    /// Adds a job; what has to be fetched before it, or without it.
-    fn add(&mut self, job: Job) -> Option<Vec<Job>> {
-        if job.at.offset.is_none() {
-            return Some(vec![job]);
-        }
-        let attributes: usize = job
-            .entry
-            .iter()
-            .flat_map(|entry| &entry.xattrs)
-            .map(|(_, value)| value.len())
-            .sum();
-        if self.takes(&job, attributes) {
-            self.jobs.push(job);
-            self.attributes += attributes;
-            return None;
-        }
-        let full = std::mem::replace(&mut self.jobs, vec![job]);
-        self.attributes = attributes;
-        (!full.is_empty()).then_some(full)
-    }
-
-    fn takes(&self, job: &Job, attributes: usize) -> bool {
-        let (Some(first), Some(last)) = (self.jobs.first(), self.jobs.last()) else {
-            return true;
-        };
-        let begin = |job: &Job| job.at.offset.unwrap_or(0);
-        let end = |job: &Job| begin(job).saturating_add(job.size.unwrap_or(0));
-        self.jobs.len() < BATCH_FILES
-            && self.attributes + attributes <= MAX_XATTRS
-            && first.at.shares_object(&job.at)
-            && begin(job) >= end(last)
-            && begin(job) - end(last) <= GAP
-            && end(job) - begin(first) <= BATCH
-    }
-
-    fn take(&mut self) -> Vec<Job> {
-        std::mem::take(&mut self.jobs)
-    }
 }
