@@ -8,6 +8,7 @@ mod error;
 mod evidence;
 mod grants;
 mod operation;
+mod queue;
 mod rebuild;
 mod retire;
 mod rewrap;
@@ -22,6 +23,7 @@ pub use evidence::{
 };
 pub use grants::{GrantCheck, GrantInfo, GrantQuestion, GrantTest};
 pub use operation::Operation;
+pub use queue::{QueueStatus, Queued, Ticket};
 pub use rebuild::{RebuildLine, RebuildRequest, RebuildSummary};
 pub use retire::{
     EXPORT_FORMAT, ExportEnd, ExportHead, KeyDetail, RetireLine, RetireReason, RetireReport,
@@ -65,6 +67,8 @@ pub mod header {
     pub const VERSION_ID: &str = "strongroom-version-id";
     /// On responses: `true` if another writer stored this object.
     pub const FOREIGN_WRITE: &str = "strongroom-foreign-write";
+    /// `true` if the object may wait with the agent while the store is away.
+    pub const QUEUE: &str = "strongroom-queue";
     /// What an upload's client says its source is.
     pub const SOURCE: &str = "strongroom-source";
     /// Where an upload stands, or a part of it begins: bytes (the IETF's
@@ -419,6 +423,9 @@ pub struct Status {
     /// agent's own user may use it.
     #[serde(default)]
     pub grants: usize,
+    /// What waits for the store.
+    #[serde(default)]
+    pub queue: QueueStatus,
     /// Every configured token.
     pub tokens: Vec<TokenStatus>,
     /// Every configured key.

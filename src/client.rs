@@ -6,6 +6,7 @@
 
 mod archive;
 mod lines;
+mod queue;
 mod resume;
 mod rewrap;
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, Notify, watch};
+use tokio::sync::{Mutex, MutexGuard, Notify, oneshot, watch};
 
-use crate::api::{Error, ErrorKind};
+use crate::api::{Error, ErrorKind, Receipt};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::keyring::Keyring;
@@ -46,6 +46,10 @@ pub struct Engine {
     pub sessions: Sessions,
     /// Told when an upload was given up and is to be aborted.
     pub orphaned: Notify,
+    /// Told when something was queued, or may be tried again.
+    pub queued: Notify,
+    /// Clients that wait to hear what became of their tickets.
+    pub waiting: Waiting,
     /// Becomes true when running requests must end.
     pub cancel: watch::Receiver<bool>,
     places: Box<[Mutex<()>]>,
@@ -168,6 +172,38 @@ impl Drop for Session {
     }
 }
 
+/// What became of a ticket at its first try: its receipt, `None` while the
+/// store is away, or why it is parked.
+pub type Tried = Result<Option<Receipt>, Error>;
+
+/// Clients that wait for the first try of their tickets.
+#[derive(Default)]
+pub struct Waiting(std::sync::Mutex<HashMap<String, oneshot::Sender<Tried>>>);
+
+impl Waiting {
+    /// Waits for a ticket's.
+    pub fn begin(&self, ticket: &str) -> oneshot::Receiver<Tried> {
+        let (tell, told) = oneshot::channel();
+        self.lock().insert(ticket.to_owned(), tell);
+        told
+    }
+
+    /// Waits no longer.
+    pub fn end(&self, ticket: &str) {
+        self.lock().remove(ticket);
+    }
+
+    /// Tells whoever waits; false if nobody does any more.
+    pub fn tell(&self, ticket: &str, tried: Tried) -> bool {
+        let waiting = self.lock().remove(ticket);
+        waiting.is_some_and(|client| client.send(tried).is_ok())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<Tried>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Engine {
     /// Puts the rooms together.
     #[must_use]
@@ -190,6 +226,8 @@ impl Engine {
             uses: Uses::default(),
             sessions: Sessions::default(),
             orphaned: Notify::new(),
+            queued: Notify::new(),
+            waiting: Waiting::default(),
             cancel,
             places: (0..PLACE_LOCKS).map(|_| Mutex::new(())).collect(),
         })

@@ -7,6 +7,7 @@
 mod journal;
 mod orphans;
 mod parts;
+pub mod queue;
 pub mod resume;
 
 pub use orphans::sweep;

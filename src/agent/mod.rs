@@ -13,6 +13,7 @@ mod metrics;
 mod objects;
 mod peer;
 mod policy;
+mod queue;
 mod rebuild;
 mod reply;
 mod request;

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
 
 use crate::admin;
-use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo, Operation};
+use crate::api::{Error, ErrorKind, GenerateKey, KeyInfo, Operation, header};
 use crate::config::WrapLimit;
 
 use super::archive;
@@ -25,6 +25,7 @@ use super::metrics::{self, Timer};
 use super::objects::{self, Granted};
 use super::peer::Peer;
 use super::policy::{Ask, Denied};
+use super::queue::{self, QUEUE};
 use super::rebuild;
 use super::reply::{self, Body};
 use super::request::{self, Query, Target, malformed};
@@ -128,6 +129,10 @@ async fn route(
             timer: Arc::clone(timer),
         };
         return match granted.rights.operation {
+            Operation::Put if request::flag(&parts.headers, header::QUEUE)? => {
+                query.allow(&[])?;
+                queue::put(granted, target, &parts.headers, body).await
+            }
             Operation::Put => objects::put(granted, target, query, &parts.headers, body).await,
             Operation::Get if parts.method == Method::POST => {
                 archive::ask_for(granted, target, query).await
@@ -142,6 +147,10 @@ async fn route(
             Operation::List => objects::list(granted, target.bucket, query).await,
             _ => Err(not_allowed(&parts.method, &path)),
         };
+    }
+    if path == "/v1/queue" || path.starts_with(QUEUE) {
+        let rest = path.strip_prefix(QUEUE).unwrap_or_default();
+        return queue::answer(app, peer, request_id, &parts.method, rest, &query).await;
     }
     if let Some(rest) = path.strip_prefix(UPLOADS) {
         let asked = uploads::Asked {
@@ -196,7 +205,9 @@ async fn route(
         }
         (&Method::GET, "/v1/status") => {
             admin().map_err(refused)?;
-            reply::json(StatusCode::OK, &app.status())
+            let mut status = app.status();
+            status.queue = queue::status(app).await?;
+            reply::json(StatusCode::OK, &status)
         }
         (&Method::GET, "/v1/keys") => {
             admin().map_err(refused)?;

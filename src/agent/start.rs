@@ -31,6 +31,7 @@ use super::audit::{self, Checkpoints, Watch};
 use super::keys::{Needless, Reminders};
 use super::metrics::{self, Metrics};
 use super::policy::{Policies, Policy};
+use super::queue;
 use super::reply::Failures;
 use super::serve;
 use super::state::{App, ReloadRequest};
@@ -142,7 +143,11 @@ fn run() -> Result<(), Error> {
             tokio::spawn(metrics::serve(collectors, Arc::clone(&server.app)));
         }
         tokio::spawn(audit::resolve(server.app.clone(), unended));
-        tokio::spawn(crate::put::sweep(Arc::clone(&server.app.engine)));
+        let engine = &server.app.engine;
+        crate::put::queue::adopt(engine).await?;
+        tokio::spawn(crate::put::sweep(Arc::clone(engine)));
+        let records = queue::records(server.app.audit.clone());
+        tokio::spawn(crate::put::queue::drain(Arc::clone(engine), records));
         let checkpoints = Checkpoints::new(server.app.clone(), &server.config, identity);
         server.run(listener, control, checkpoints).await
     })

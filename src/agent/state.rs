@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::api::{CheckpointStatus, Error, ErrorKind, KeyInfo, Status};
+use crate::api::{CheckpointStatus, Error, ErrorKind, KeyInfo, QueueStatus, Status};
 use crate::audit::Audit;
 use crate::config::Writer;
 use crate::engine::Engine;
@@ -176,6 +176,7 @@ impl App {
                 audit::status(&self.audit, checkpoints.clone())
             },
             grants: self.policy.current().len(),
+            queue: QueueStatus::default(),
             tokens: self.engine.keyring.token_status(),
             keys: self.engine.keyring.keys(),
         }

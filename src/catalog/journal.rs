@@ -95,6 +95,16 @@ impl Catalog {
         self.tell(Change::Confirm { row, number, part });
     }
 
+    /// Waits until everything that was told before is durable, and can be
+    /// read.
+    ///
+    /// # Errors
+    /// It is not.
+    pub async fn uploads_written(&self) -> Result<(), CatalogError> {
+        // The writer takes changes in order, and this one finds nothing.
+        self.expire_uploads(0).await
+    }
+
     /// Gives an upload up; it is to be aborted. Nobody waits for it: what a
     /// process leaves open is given up at the next start.
     pub fn orphan_upload(&self, row: i64) {

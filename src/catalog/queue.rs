@@ -348,6 +348,14 @@ impl Catalog {
         self.readers.run(backlog).await
     }
 
+    /// [`Self::backlog`], here and now: blocks for as long as a scan takes.
+    ///
+    /// # Errors
+    /// The catalogue cannot be read.
+    pub fn backlog_now(&self) -> Result<Backlog, CatalogError> {
+        self.readers.run_blocking(backlog)
+    }
+
     async fn queue_change(&self, change: Change) -> Result<bool, CatalogError> {
         let (sender, answer) = oneshot::channel::<Outcome>();
         self.send(writer::Change::Queue(change), Reply::Async(sender))?;

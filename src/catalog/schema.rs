@@ -147,6 +147,26 @@ pub(super) const MIGRATIONS: &[&str] = &[
         size            INTEGER,
         PRIMARY KEY (upload, number)
     ) STRICT;
+",
+    "
+    ALTER TABLE message ADD COLUMN
+        first_seen      INTEGER;              -- Unix ms; found in the bucket: no receipt of ours
+    CREATE INDEX message_version ON message (place, version_id) WHERE version_id IS NOT NULL;
+    CREATE TABLE head (
+        one             INTEGER PRIMARY KEY CHECK (one = 1),
+        count           INTEGER NOT NULL,     -- changes so far
+        hash            BLOB NOT NULL,        -- SHA-256 chained over them
+        doubt           TEXT,                 -- why it is not the one the evidence knows
+        named           TEXT                  -- the head that the evidence names
+    ) STRICT;
+    INSERT INTO head (one, count, hash) VALUES (1, 0, zeroblob(32));
+    CREATE TABLE anchored (                   -- heads that a checkpoint may name
+        count           INTEGER NOT NULL,
+        hash            BLOB NOT NULL,
+        PRIMARY KEY (count, hash)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
     CREATE TABLE queue (                      -- in the spool, and not yet in S3
         seq             INTEGER PRIMARY KEY AUTOINCREMENT,
         ticket          TEXT NOT NULL UNIQUE, -- its file's name, too
@@ -170,24 +190,6 @@ pub(super) const MIGRATIONS: &[&str] = &[
         why             TEXT
     ) STRICT;
     CREATE INDEX queue_place ON queue (bucket, key);
-",
-    "
-    ALTER TABLE message ADD COLUMN
-        first_seen      INTEGER;              -- Unix ms; found in the bucket: no receipt of ours
-    CREATE INDEX message_version ON message (place, version_id) WHERE version_id IS NOT NULL;
-    CREATE TABLE head (
-        one             INTEGER PRIMARY KEY CHECK (one = 1),
-        count           INTEGER NOT NULL,     -- changes so far
-        hash            BLOB NOT NULL,        -- SHA-256 chained over them
-        doubt           TEXT,                 -- why it is not the one the evidence knows
-        named           TEXT                  -- the head that the evidence names
-    ) STRICT;
-    INSERT INTO head (one, count, hash) VALUES (1, 0, zeroblob(32));
-    CREATE TABLE anchored (                   -- heads that a checkpoint may name
-        count           INTEGER NOT NULL,
-        hash            BLOB NOT NULL,
-        PRIMARY KEY (count, hash)
-    ) STRICT, WITHOUT ROWID;
 ",
 ];
 

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
     archive, audit, catalog, completions, cp, doctor, evidence, get, grants, inspect, key, ls, man,
-    put, recover, restore, rewrap, rm, token, verify,
+    put, queue, recover, restore, rewrap, rm, token, verify,
 };
 
 /// Encrypts objects on this host, under keys that never leave your HSM, and
@@ -96,6 +96,8 @@ pub(super) enum Command {
     Token(token::TokenArgs),
     /// The audit log: verify, show its end, export
     Audit(audit::AuditArgs),
+    /// Objects that wait for the store: list, show, retry, drop
+    Queue(queue::QueueArgs),
     /// The agent's health
     Status(NoArgs),
     /// Make, or check, the auditor's report: who held which key, who did what

@@ -34,6 +34,7 @@ mod man;
 mod place;
 mod progress;
 mod put;
+mod queue;
 mod recover;
 mod restore;
 mod rewrap;
@@ -114,6 +115,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Audit(args) => block_on(audit::run(&ui, args)),
         Command::Evidence(args) => block_on(evidence::run(&ui, args)),
         Command::Grants(args) => block_on(grants::run(&ui, args)),
+        Command::Queue(args) => block_on(queue::run(&ui, args)),
         Command::Status(_) => block_on(status::run(&ui)),
     }
 }

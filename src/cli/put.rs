@@ -10,9 +10,10 @@ use clap::{Args, ValueEnum};
 use super::failure::Failure;
 use super::place::{S3Url, instant, is_dash, pair};
 use super::progress::{ClearOnDrop, Progress};
+use super::queue;
 use super::source::Source;
 use super::ui::{Ui, size};
-use crate::api::{ErrorKind, Receipt};
+use crate::api::{ErrorKind, Queued, Receipt};
 use crate::client::{PutOptions, Resumable};
 
 #[derive(Args)]
@@ -33,6 +34,9 @@ pub(super) struct PutArgs {
     /// Go on where an interrupted put of the same unchanged file stopped
     #[arg(long, conflicts_with_all = ["from_command", "size"])]
     resume: bool,
+    /// If the store is away, leave the sealed object with the agent, which sends it later
+    #[arg(long, conflicts_with = "resume")]
+    queue: bool,
     #[command(flatten)]
     options: StoreArgs,
 }
@@ -156,6 +160,20 @@ impl PutArgs {
 pub(super) async fn run(ui: &Ui, mut args: PutArgs) -> Result<(), Failure> {
     let (from, to) = args.places()?;
     let options = args.options.options();
+    if args.queue {
+        let (source, to) = match from {
+            From::Path(path) => open(&path, args.size, to).await?,
+            From::Command(words) => (
+                Source::command(&words, args.size)?,
+                to.object_named_like(None)?,
+            ),
+        };
+        return match store_queued(ui, source, &to, &options).await? {
+            Queued::Stored(receipt) => report(ui, &receipt),
+            Queued::Ticket(ticket) if ui.is_json() => ui.json(&ticket),
+            Queued::Ticket(ticket) => ui.done(&format!("queued {}", queue::text(&ticket))),
+        };
+    }
     let receipt = match from {
         From::Path(path) if args.resume => resume(ui, &path, to, &options).await?,
         From::Path(path) => store_path(ui, &path, args.size, to, &options).await?,
@@ -204,6 +222,12 @@ pub(super) async fn store_path(
     to: S3Url,
     options: &PutOptions,
 ) -> Result<Receipt, Failure> {
+    let (source, to) = open(path, size, to).await?;
+    store(ui, source, &to, options).await
+}
+
+/// The source that a path names, and the object it becomes.
+async fn open(path: &Path, size: Option<u64>, to: S3Url) -> Result<(Source, S3Url), Failure> {
     let name = if is_dash(path) {
         None
     } else {
@@ -215,7 +239,24 @@ pub(super) async fn store_path(
     let source = tokio::task::spawn_blocking(move || Source::open(&path, size))
         .await
         .unwrap_or_else(|_| Err(Failure::new(1, "cannot open the source")))?;
-    store(ui, source, &to, options).await
+    Ok((source, to))
+}
+
+async fn store_queued(
+    ui: &Ui,
+    source: Source,
+    to: &S3Url,
+    options: &PutOptions,
+) -> Result<Queued, Failure> {
+    let progress = Progress::start(ui, to.last_component(), source.length);
+    let _clear = ClearOnDrop(progress.clone());
+    let (upload, verdict) = source.start(progress);
+    let client = ui.client();
+    let answer = client.put_queued(&to.bucket, &to.key, options, upload);
+    answer.await.map_err(|error| match verdict.take() {
+        Some(failure) if is_consequence(error.kind) => failure,
+        _ => Failure::api(format_args!("cannot put {to}"), &error),
+    })
 }
 
 async fn store(

@@ -204,7 +204,7 @@ pub(super) async fn run(ui: &Ui, args: RestoreArgs) -> Result<(), Failure> {
             };
             match args.list_files {
                 true => job.list_files(&manifest),
-                false => job.from_manifest(tree, &manifest, &run).await,
+                false => job.by_manifest(tree, &manifest, &run).await,
             }
         }
         None if args.list_files => Err(Failure::new(
@@ -220,7 +220,7 @@ pub(super) async fn run(ui: &Ui, args: RestoreArgs) -> Result<(), Failure> {
                 asking: &asking,
                 selection: &selection,
             };
-            job.from_listing(tree).await
+            job.by_listing(tree).await
         }
     }
 }
@@ -268,7 +268,7 @@ impl Restore<'_> {
         }
     }
 
-    async fn from_manifest(
+    async fn by_manifest(
         &self,
         tree: Option<Tree>,
         manifest: &Manifest,
@@ -337,7 +337,7 @@ impl Restore<'_> {
     }
 
     /// Objects that no manifest tells of: their bytes and their names.
-    async fn from_listing(&self, mut tree: Option<Tree>) -> Result<(), Failure> {
+    async fn by_listing(&self, mut tree: Option<Tree>) -> Result<(), Failure> {
         let options = self.options();
         if self.asking.tier.is_some() {
             self.ui.note("--tier is for archives with a manifest; objects that cannot be read yet are left out");

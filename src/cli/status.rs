@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::failure::{Failure, TEMPORARY};
 use super::ui::{Ui, shown, size};
-use crate::api::{AuditStatus, KeyInfo, Status, TokenStatus};
+use crate::api::{AuditStatus, KeyInfo, QueueStatus, Status, TokenStatus};
 
 /// What an agent in order calls itself.
 const READY: &str = "ready";
@@ -49,6 +49,9 @@ fn text(status: &Status) -> String {
             count => format!("grants    {count} in force; `strongroom grants list` shows them"),
         },
     ];
+    if status.queue.tickets > 0 {
+        lines.push(queue_line(&status.queue));
+    }
     audit_lines(&status.audit, &mut lines);
     for token in &status.tokens {
         token_lines(token, &mut lines);
@@ -60,6 +63,25 @@ fn text(status: &Status) -> String {
         }
     }
     lines.join("\n")
+}
+
+fn queue_line(queue: &QueueStatus) -> String {
+    let mut line = format!(
+        "queue     {} waiting for the store, {}",
+        queue.tickets,
+        size(queue.bytes)
+    );
+    let oldest = queue.oldest.and_then(|at| i64::try_from(at).ok());
+    if let Some(oldest) = oldest.and_then(|at| jiff::Timestamp::from_millisecond(at).ok()) {
+        line.push_str(&format!(", the oldest since {oldest:.0}"));
+    }
+    if queue.parked > 0 {
+        line.push_str(&format!(
+            "; {} refused and parked: `strongroom queue list`",
+            queue.parked
+        ));
+    }
+    line
 }
 
 fn audit_lines(audit: &AuditStatus, lines: &mut Vec<String>) {

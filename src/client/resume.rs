@@ -28,6 +28,9 @@ const BEGINNINGS: usize = 3;
 /// take.
 const ASKED: (usize, Duration) = (80, Duration::from_millis(500));
 
+/// Whether a file is still what it was.
+pub type Check = Arc<dyn Fn(&File) -> Result<(), Error> + Send + Sync>;
+
 /// A file to be sent, and what its sender is told.
 pub struct Resumable {
     /// It, opened for reading.
@@ -39,7 +42,7 @@ pub struct Resumable {
     pub fingerprint: String,
     /// Asked before the last byte is sent: whether the file is still what it
     /// was. An error breaks the upload off.
-    pub check: Arc<dyn Fn(&File) -> Result<(), Error> + Send + Sync>,
+    pub check: Check,
     /// Told how many of its bytes are on their way or through.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,
 }

@@ -77,6 +77,22 @@ impl<'e> Assembly<'e> {
         Ok(assembly)
     }
 
+    /// Begins with parts that never leave memory, whatever the length: for
+    /// what is spooled as a whole.
+    pub(super) async fn begin_whole(
+        engine: &'e Engine,
+        length: Option<u64>,
+    ) -> Result<Self, Error> {
+        let mut assembly = Self::begin(engine, length).await?;
+        let size = engine.settings.part_size;
+        if assembly.plan.target(1) > size {
+            // A whole upload's plan has larger parts.
+            assembly = Self::at(engine, assembly.frame_length, size, 1).await?;
+        }
+        assembly.plan = PartPlan::Known { size };
+        Ok(assembly)
+    }
+
     /// Begins at part `number`, all of one size: how a resumed upload does.
     pub(super) async fn at(
         engine: &'e Engine,

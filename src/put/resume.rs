@@ -356,6 +356,11 @@ impl Resumption<'_> {
         };
         match ended {
             Ok(true) if request.complete => self.complete(parts, op).await,
+            // Nothing of it is waited for that is to be aborted.
+            Err(over @ (Failure::Over(_) | Failure::Left(_))) => {
+                parts.keep();
+                Err(over)
+            }
             ended => {
                 // What is on its way need not be sent again, if it arrives.
                 let mut cancel = self.cancel.clone();
@@ -368,6 +373,7 @@ impl Resumption<'_> {
                 let whole = ended?;
                 drained?;
                 // The journal's word is the one that a resumption goes by.
+                self.engine.catalog.uploads_written().await?;
                 let known = self.engine.catalog.resumable(request.ticket).await?;
                 let known = known.ok_or_else(|| gone("it was given up meanwhile"))?;
                 let offset = standing(&known, true).offset;
@@ -697,7 +703,7 @@ fn session(engine: &Engine, ticket: &str) -> Result<crate::engine::Session, Erro
 }
 
 /// 128 random bits: nobody guesses another's.
-fn ticket() -> Result<String, Error> {
+pub(super) fn ticket() -> Result<String, Error> {
     let mut random = [0; 16];
     getrandom::fill(&mut random)
         .map_err(|e| Error::new(ErrorKind::Internal, "no random bytes").log(e))?;

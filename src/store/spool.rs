@@ -66,6 +66,40 @@ impl Spool {
         })
     }
 
+    /// Whether `more` bytes would fit now.
+    #[must_use]
+    pub fn has_room(&self, more: u64) -> bool {
+        let sum = self.in_use().checked_add(more);
+        sum.is_some_and(|sum| sum <= self.shared.max)
+    }
+
+    /// Counts bytes that are about to be written.
+    pub(super) fn take(&self, more: u64) -> Result<(), SpoolError> {
+        let max = self.shared.max;
+        self.shared
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(more).filter(|sum| *sum <= max)
+            })
+            .map(drop)
+            .map_err(|_| SpoolError::Full { max })
+    }
+
+    /// Counts bytes that are there, whatever the limit is now.
+    pub(super) fn count(&self, more: u64) {
+        self.shared.used.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Bytes that are gone.
+    pub(super) fn give_back(&self, bytes: u64) {
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        // Never refused: it always has a value.
+        let _ = self
+            .shared
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
     /// Bytes spooled at this moment.
     #[must_use]
     pub fn in_use(&self) -> u64 {

@@ -107,7 +107,7 @@ fn one_file_of_a_bundle_takes_three_requests_and_a_mebibyte() {
         return;
     }
     let (hsm, store) = (Hsm::new(), NullStore::start());
-    let agent = Agent::start(&hsm, &Store::at(store.endpoint()), |_| {});
+    let agent = Agent::start(&hsm, Store::at(store.endpoint()), |_| {});
     let dir = temp_dir();
     for n in 0..3000_u64 {
         fs::write(dir.path().join(format!("{n}")), pattern(n, SIZE)).unwrap();

@@ -68,7 +68,7 @@ fn success_is_silent_and_each_failure_is_one_line() {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         fs::write(dir.path().join("secret"), b"x").unwrap();
-        fs::set_permissions(dir.path().join("secret"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.path().join("secret"), fs::Permissions::from_mode(0o000)).unwrap();
         one_line(
             cron(&agent, &[]),
             1,
@@ -77,8 +77,11 @@ fn success_is_silent_and_each_failure_is_one_line() {
         fs::remove_file(dir.path().join("secret")).unwrap();
     }
     let words = ["archive", "/nonexistent", url.as_str()];
-    let missing = run(&mut bare(&agent, &words), b"");
-    assert_eq!(missing.code, Some(66), "{}", missing.stderr);
+    one_line(
+        run(&mut bare(&agent, &words), b""),
+        66,
+        &["cannot archive /nonexistent"],
+    );
     let words = ["archive", path.as_str(), "s3://no-such-bucket-here/x/"];
     one_line(
         run(&mut bare(&agent, &words), b""),

@@ -70,7 +70,7 @@ fn a_store_that_acknowledges_and_loses_deletes_nothing() {
     let hsm = Hsm::new();
     // It keeps no byte: what it answers was never written.
     let store = NullStore::start_with(0, true);
-    let agent = Agent::start(&hsm, &Store::at(store.endpoint()), |_| {});
+    let agent = Agent::start(&hsm, Store::at(store.endpoint()), |_| {});
     let archive = Archive::new(&agent, "lossy");
     let dir = temp_dir();
     for name in ["a", "b", "c"] {

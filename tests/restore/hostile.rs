@@ -140,7 +140,7 @@ fn rule_16_a_manifest_that_names_places_outside_is_refused_whole() {
         "wrong counts".into(),
         packed(&[head.clone(), entry.clone(), short.clone()]),
     ));
-    short = end(&[good.clone()]);
+    short = end(std::slice::from_ref(&good));
     short["end"]["complete"] = false.into();
     cases.push((
         "incomplete".into(),

@@ -66,7 +66,8 @@ fn rsync_finds_no_difference_after_archive_and_restore() {
     fs::create_dir(&from).unwrap();
     plant(&from, files());
     let url = format!("s3://{}/tree/", setup.bucket);
-    for more in [&["--bundle"][..], &[]] {
+    // All of it in bundles, a part of it with an object for each file.
+    for (from, more) in [(from.clone(), &["--bundle"][..]), (from.join("d000"), &[])] {
         let url = format!("{url}{}/", more.len());
         let mut args = vec!["archive", from.to_str().unwrap(), &url];
         args.extend(more);
@@ -77,7 +78,7 @@ fn rsync_finds_no_difference_after_archive_and_restore() {
         let begun = Instant::now();
         setup.restore(&url, &["--exact"]).ok();
         tell(&format!(
-            "{} files {more:?}: archived in {archived:.1?}, restored in {:.1?}",
+            "of {} files {more:?}: archived in {archived:.1?}, restored in {:.1?}",
             files(),
             begun.elapsed()
         ));

@@ -33,7 +33,7 @@ fn start(agent: &Agent, file: &PathBuf, place: &str) -> Child {
 
 #[test]
 fn agent_and_clients_killed_at_random_instants_lose_nothing() {
-    if !TokenKind::SoftHsm.is_only("the token has no part in it") {
+    if !softhsm() {
         return;
     }
     let (files, size) = (sized(50, 4), sized(100 * MIB + 4321, 48 * MIB + 4321));
@@ -51,7 +51,7 @@ fn agent_and_clients_killed_at_random_instants_lose_nothing() {
         write_pattern(&path(n), n, size);
     }
     // Each connection: slow enough that instants lie in the middle of it.
-    recorder.rate(12 * MIB);
+    recorder.rate(32 * MIB);
     let mut left: Vec<u64> = (0..files).rev().collect();
     let mut done = 0;
     let mut running: Vec<(u64, Child)> = Vec::new();

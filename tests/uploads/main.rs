@@ -10,6 +10,7 @@ mod support;
 
 mod kills;
 mod orphans;
+mod queue;
 mod recorder;
 mod rules;
 
@@ -25,6 +26,11 @@ const FRAME: u64 = 256 << 10;
 fn sized(full: u64, reduced: u64) -> u64 {
     let soak = std::env::var_os("STRONGROOM_SOAK").is_some_and(|v| v == "1");
     if soak { full } else { reduced }
+}
+
+/// Whether this run has the one token that these tests are about.
+fn softhsm() -> bool {
+    TokenKind::SoftHsm.is_only("the token has no part in it")
 }
 
 /// A store that is reached through a recorder.

@@ -12,6 +12,9 @@ use super::*;
 /// starts with the store away.
 #[test]
 fn orphans_of_a_killed_agent_are_aborted_when_the_store_is_back() {
+    if !softhsm() {
+        return;
+    }
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let (recorder, store) = recorded(weed);
     let mut agent = Agent::start(&hsm, store, small_parts);
@@ -74,6 +77,9 @@ fn orphans_of_a_killed_agent_are_aborted_when_the_store_is_back() {
 /// found in the store's list.
 #[test]
 fn an_upload_whose_id_was_never_heard_is_found() {
+    if !softhsm() {
+        return;
+    }
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let mut agent = Agent::start(&hsm, weed, small_parts);
     let bucket = weed.bucket("unheard");
@@ -108,6 +114,9 @@ fn an_upload_whose_id_was_never_heard_is_found() {
 /// A put that needs one request has no entry.
 #[test]
 fn a_small_put_costs_the_journal_nothing() {
+    if !softhsm() {
+        return;
+    }
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let agent = Agent::start(&hsm, weed, small_parts);
     let bucket = weed.bucket("small");

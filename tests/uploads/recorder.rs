@@ -94,11 +94,29 @@ impl Recorder {
         self.shared.parts.load(Ordering::SeqCst)
     }
 
-    /// Requests with this method and these words in their target, so far.
-    pub(crate) fn count(&self, method: &str, words: &str) -> usize {
+    /// The keys of a bucket that were made, in order: by a PUT, or by what
+    /// begins a multipart upload. A retry right after it counts once.
+    pub(crate) fn made(&self, bucket: &str) -> Vec<String> {
         let seen = self.shared.seen.lock().unwrap();
-        let of = |line: &&String| line.starts_with(method) && line.contains(words);
-        seen.requests.iter().filter(of).count()
+        let mut made: Vec<String> = Vec::new();
+        for line in &seen.requests {
+            let Some((method, target)) = line.split_once(' ') else {
+                continue;
+            };
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            let key = path.strip_prefix(&format!("/{bucket}/"));
+            let makes = match method {
+                "PUT" => !query.contains("partNumber="),
+                "POST" => query.starts_with("uploads"),
+                _ => false,
+            };
+            if let Some(key) = key.filter(|_| makes)
+                && made.last().map(String::as_str) != Some(key)
+            {
+                made.push(key.to_owned());
+            }
+        }
+        made
     }
 
     /// No nonce was used for two frames; returns how many frames were sent,

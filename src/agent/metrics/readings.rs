@@ -161,6 +161,16 @@ impl Readings {
             "Spooled ciphertext",
             app.engine.spool.in_use(),
         )?;
+        if let Ok(backlog) = app.engine.catalog.backlog_now() {
+            let (tickets, parked) = (backlog.tickets, backlog.parked);
+            to.gauge("queue_tickets", "Objects that wait for the store", tickets)?;
+            to.gauge("queue_parked", "Those that the store refused", parked)?;
+            to.bytes("queue_used", "Their bytes in the spool", backlog.bytes)?;
+            let oldest = [(Vec::new(), backlog.oldest.unwrap_or_default() / 1000)];
+            let help = "Since when the oldest waits, Unix time; 0 if none does";
+            let name = ("queue_oldest_timestamp", help);
+            to.family(MetricType::Gauge, name, Some(&Unit::Seconds), oldest)?;
+        }
         let grants = count(app.policy.current().len());
         to.gauge("grants", "Grants in force", grants)?;
         let commits = [(Vec::new(), app.engine.catalog.commits())];

@@ -47,6 +47,9 @@ impl From<io::Error> for ReadError {
 
 pub(super) type Sha256 = [u8; 32];
 
+/// A file that was read, and how that ended.
+pub(super) type Verdict = (Opened, Result<Sha256, ReadError>);
+
 /// A regular file, opened, with its entry but for hash and place.
 pub(super) struct Opened {
     file: File,
@@ -172,10 +175,7 @@ impl Opened {
 
     /// As the body of a put; the receiver hears how reading ended, and has
     /// the file back.
-    pub(super) fn stream(
-        self,
-        pace: Option<Arc<Pace>>,
-    ) -> (Upload, oneshot::Receiver<(Self, Result<Sha256, ReadError>)>) {
+    pub(super) fn stream(self, pace: Option<Arc<Pace>>) -> (Upload, oneshot::Receiver<Verdict>) {
         let (done, verdict) = oneshot::channel();
         let length = self.size();
         let (sender, chunks) = mpsc::channel(QUEUE);

@@ -10,7 +10,7 @@ use super::content::{Opened, Pace, ReadError, Sha256};
 use super::entries::{self, Names};
 use super::lock::Journal;
 use super::options::Plan;
-use super::walk::Found;
+use super::walk::{Found, REST};
 use crate::api::{Error, ErrorKind, Receipt};
 use crate::cli::failure::{FAILED, Failure};
 use crate::client::{Client, PutOptions, Upload};
@@ -389,7 +389,7 @@ pub(super) fn unreadable(found: &Found, error: ReadError) -> Outcome {
                 FAILED,
                 format!("{what}: {}", crate::cli::failure::why(&error)),
             )
-            .hint("the rest is archived; run it as a user who may read the file, or leave it out with --exclude");
+            .hint(REST);
             Outcome::Problem(found.path.clone(), failure)
         }
     }

@@ -20,6 +20,9 @@ use crate::manifest::{self, RelPath};
 
 /// The files that say what is left out, with the syntax of .gitignore.
 const IGNORE: &str = ".strongroomignore";
+/// What to do about what cannot be read.
+pub(super) const REST: &str =
+    "the rest is archived; run it as a user who may read this, or leave it out with --exclude";
 /// Found things between the walk and the plan. Ours: enough that neither
 /// waits, and nothing of the budget.
 const QUEUE: usize = 1024;
@@ -99,8 +102,10 @@ pub(super) fn roots(plan: &Plan) -> Result<Vec<Arc<Root>>, Failure> {
     let several = plan.dirs.len() > 1;
     let mut roots = Vec::new();
     for dir in &plan.dirs {
-        let cannot =
-            |error: &io::Error| Failure::io(format!("cannot archive {}", dir.display()), error);
+        let cannot = |error: &io::Error| {
+            Failure::io(format!("cannot archive {}", dir.display()), error)
+                .hint("archive takes directories that are there: is a disk not mounted?")
+        };
         let path = dir.canonicalize().map_err(|error| cannot(&error))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened =
@@ -222,7 +227,7 @@ fn look(root: &Arc<Root>, step: Result<ignore::DirEntry, ignore::Error>) -> Step
             }
         }
         Err(error) => {
-            let at = path_of(&error).map(|path| place(path));
+            let at = path_of(&error).map(place);
             let (within, path) = at.unwrap_or_else(|| (PathBuf::new(), Ok(root.name.clone())));
             let cannot = format!("cannot archive {}", shown_below(&root.path, &within));
             Step::Problem(path.ok(), problem(&cannot, error))
@@ -231,10 +236,11 @@ fn look(root: &Arc<Root>, step: Result<ignore::DirEntry, ignore::Error>) -> Step
 }
 
 fn problem(cannot: &str, error: ignore::Error) -> Failure {
-    match error.io_error() {
-        Some(io) => Failure::new(1, format!("{cannot}: {}", crate::cli::failure::why(io))),
-        None => Failure::new(1, format!("{cannot}: {error}")),
-    }
+    let why = match error.io_error() {
+        Some(io) => crate::cli::failure::why(io),
+        None => shown(&error.to_string()),
+    };
+    Failure::new(1, format!("{cannot}: {why}")).hint(REST)
 }
 
 fn path_of(error: &ignore::Error) -> Option<&Path> {
