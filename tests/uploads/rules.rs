@@ -14,7 +14,7 @@ fn changed(seed: u64, length: u64, at: u64) -> Vec<u8> {
     bytes
 }
 
-fn part<'a>(bytes: &'a [u8], from: u64, to: u64) -> &'a [u8] {
+fn part(bytes: &[u8], from: u64, to: u64) -> &[u8] {
     &bytes[usize::try_from(from).unwrap()..usize::try_from(to).unwrap()]
 }
 
