@@ -119,4 +119,18 @@ fn one_file_of_a_bundle_takes_three_requests_and_a_mebibyte() {
     assert_eq!(archive.content(&entry), pattern(1500, SIZE));
     let requests = store.requests().split_off(before);
     assert!(requests.len() <= 3, "{} requests", requests.len());
+    let fetched: u64 = requests
+        .iter()
+        .filter(|request| request.method == "GET")
+        .map(|request| {
+            let range = request.headers["range"].to_str().unwrap();
+            let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap();
+            1 + to.parse::<u64>().unwrap() - from.parse::<u64>().unwrap()
+        })
+        .sum();
+    crate::support::tell(&format!(
+        "one file of 2 KiB out of a bundle: {} requests, {fetched} bytes asked for",
+        requests.len()
+    ));
+    assert!((1..=1 << 20).contains(&fetched), "{fetched} bytes");
 }
