@@ -342,9 +342,6 @@ impl Restore<'_> {
     /// Objects that no manifest tells of: their bytes and their names.
     async fn by_listing(&self, mut tree: Option<Tree>) -> Result<(), Failure> {
         let options = self.options();
-        if self.asking.tier.is_some() {
-            self.ui.note("--tier is for archives with a manifest; objects that cannot be read yet are left out");
-        }
         let outcome = Outcome::new(self.ui);
         let attributes = RefCell::new(Attributes::new(self.wishes()));
         let progress = Progress::start(self.ui, &self.archive.url().to_string(), None);
@@ -364,14 +361,26 @@ impl Restore<'_> {
             outcome: &outcome,
             fetcher: &fetcher,
         };
+        plain.ask_all(self.ui, self.asking, self.args.at).await?;
         plain.run(&mut tree, self.args.at).await?;
+        let mut patience = Patience::new();
+        while self.asking.wait && outcome.counts().archived > 0 && !outcome.is_stopped() {
+            patience.wait().await;
+            let before = outcome.counts();
+            outcome.look_again();
+            plain.run(&mut tree, self.args.at).await?;
+            // What this run wrote was not there already.
+            outcome.add(|counts| {
+                counts.unchanged = counts.unchanged.saturating_sub(before.files);
+            });
+        }
         sync(tree.as_ref(), options.dry_run)?;
         progress.finish();
         self.ui.note(&format!(
             "{} has no manifest: files have their objects' names and times; what else there was is not known",
             self.archive.url()
         ));
-        outcome.conclude(None, options.dry_run, false)
+        outcome.conclude(None, options.dry_run, self.asking.tier.is_some())
     }
 
     fn list_files(&self, manifest: &Manifest) -> Result<(), Failure> {

@@ -140,33 +140,34 @@ fn waiting_goes_on_until_all_is_there() {
     for key in weed.list(&bucket, "h/") {
         glacier.archive(&bucket, &key, "GLACIER");
     }
+    // And objects that no manifest tells of.
+    let body: &[u8] = b"cold too";
+    let put = agent.http("PUT", &format!("/v1/objects/{bucket}/plain/d/b"), &[], body);
+    assert_eq!(put.status, 201);
+    glacier.archive(&bucket, "plain/d/b", "DEEP_ARCHIVE");
     let dir = temp_dir();
-    let out = dir.path().join("out");
-    let url = build.url();
-    agent
-        .cli(["restore", &url, out.to_str().unwrap()])
-        .fails(75, &["archived", "--tier"]);
-    let mut child = agent
-        .command([
-            "restore",
-            &url,
-            out.to_str().unwrap(),
-            "--tier",
-            "standard",
-            "--wait",
-        ])
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    let done = process::eventually(Duration::from_secs(120), || {
-        glacier.ready(9);
-        child.try_wait().unwrap()
-    });
-    let status = done.unwrap_or_else(|| {
-        child.kill().unwrap();
-        child.wait().unwrap()
-    });
-    assert_eq!(status.code(), Some(0));
-    assert_eq!(fs::read(out.join("a")).unwrap(), b"cold");
-    assert!(glacier.refused() > 0);
+    let plain = format!("s3://{bucket}/plain/");
+    for (url, file, text) in [(build.url(), "a", &b"cold"[..]), (plain, "d/b", body)] {
+        let out = dir.path().join(file.replace('/', "-"));
+        let refused = glacier.refused();
+        let args = ["restore", &url, out.to_str().unwrap()];
+        agent.cli(args).fails(75, &["archive", "--tier"]);
+        let mut child = agent
+            .command(args)
+            .args(["--tier", "standard", "--wait"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let done = process::eventually(Duration::from_secs(120), || {
+            glacier.ready(9);
+            child.try_wait().unwrap()
+        });
+        let status = done.unwrap_or_else(|| {
+            child.kill().unwrap();
+            child.wait().unwrap()
+        });
+        assert_eq!(status.code(), Some(0), "{url}");
+        assert_eq!(fs::read(out.join(file)).unwrap(), text);
+        assert!(glacier.refused() > refused);
+    }
 }

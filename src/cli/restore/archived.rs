@@ -50,6 +50,9 @@ pub(super) struct Asking {
     pub(super) jobs: usize,
 }
 
+/// An object that is to be read: its key, and its version.
+pub(super) type Wanted = (String, Option<String>);
+
 /// Intervals that grow.
 pub(super) struct Patience(Duration);
 
@@ -104,8 +107,8 @@ impl Asking {
         }
     }
 
-    /// Asks for every archived object that a restore needs, before it waits
-    /// for any. Objects that can be read are left alone.
+    /// Asks for every archived object that a manifest names and a restore
+    /// needs, before it waits for any.
     pub(super) async fn ask_all(
         &self,
         ui: &Ui,
@@ -115,12 +118,44 @@ impl Asking {
         plan: &Plan,
         deleted: bool,
     ) -> Result<(), Failure> {
+        if self.tier.is_none() {
+            return Ok(());
+        }
+        let mut entries = manifest.entries()?;
+        let mut last: Option<Wanted> = None;
+        let objects = async || -> Result<Option<Vec<Wanted>>, Failure> {
+            while let Some(entry) = entries.next()? {
+                let Kind::File(content) = &entry.kind else {
+                    continue;
+                };
+                if !takes(selection, deleted, &entry) && !plan.promoted.contains_key(&entry.path) {
+                    continue;
+                }
+                // The files of a bundle stand together, mostly.
+                let object = (archive.key(&content.at.key), content.at.version_id.clone());
+                if last.as_ref() != Some(&object) {
+                    last = Some(object.clone());
+                    return Ok(Some(vec![object]));
+                }
+            }
+            Ok(None)
+        };
+        self.ask(ui, archive, objects).await
+    }
+
+    /// Asks for those of these objects that are archived; the others are left
+    /// alone.
+    pub(super) async fn ask(
+        &self,
+        ui: &Ui,
+        archive: &Archive,
+        mut objects: impl AsyncFnMut() -> Result<Option<Vec<Wanted>>, Failure>,
+    ) -> Result<(), Failure> {
         let Some(tier) = self.tier else {
             return Ok(());
         };
         let counter = ui.counter("asking");
         let mut running = FuturesUnordered::new();
-        let mut last: Option<(String, Option<String>)> = None;
         let (mut looked, mut asked, mut under_way) = (0_u64, 0_u64, 0_u64);
         let mut note = |state: Result<api::ArchiveState, Error>| -> Result<(), Failure> {
             let state = match state {
@@ -138,37 +173,21 @@ impl Asking {
             counter.set(looked);
             Ok(())
         };
-        let mut entries = manifest.entries()?;
-        while let Some(entry) = entries.next()? {
-            let Kind::File(content) = &entry.kind else {
-                continue;
-            };
-            if !takes(selection, deleted, &entry) && !plan.promoted.contains_key(&entry.path) {
-                continue;
-            }
-            // The files of a bundle stand together, mostly.
-            let object = (content.at.key.clone(), content.at.version_id.clone());
-            if last.as_ref() == Some(&object) {
-                continue;
-            }
-            last = Some(object.clone());
-            while running.len() >= self.jobs {
-                if let Some(state) = running.next().await {
-                    note(state)?;
+        while let Some(some) = objects().await? {
+            for (key, version) in some {
+                while running.len() >= self.jobs {
+                    if let Some(state) = running.next().await {
+                        note(state)?;
+                    }
                 }
+                running.push(async move {
+                    let client = &archive.client;
+                    let version = version.as_deref();
+                    let ask =
+                        client.ask_for(&archive.bucket, &key, version, tier.into(), self.days);
+                    ask.await
+                });
             }
-            let key = archive.key(&object.0);
-            running.push(async move {
-                let client = &archive.client;
-                let ask = client.ask_for(
-                    &archive.bucket,
-                    &key,
-                    object.1.as_deref(),
-                    tier.into(),
-                    self.days,
-                );
-                ask.await
-            });
         }
         while let Some(state) = running.next().await {
             note(state)?;

@@ -7,6 +7,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
 use super::Options;
+use super::archived::{Asking, Wanted};
 use super::choose::Archive;
 use super::decide::{Decision, decide, modified};
 use super::fetch::{Fetcher, Job, Source};
@@ -14,7 +15,7 @@ use super::report::Outcome;
 use super::select::Selection;
 use super::tree::Tree;
 use crate::cli::failure::{FAILED, Failure, NO_SUCH};
-use crate::cli::ui::shown;
+use crate::cli::ui::{Ui, shown};
 use crate::manifest::{OWN, RelPath, Time};
 
 /// An object that is to become a file.
@@ -47,20 +48,9 @@ impl<'a> Plain<'a> {
     ) -> Result<(), Failure> {
         let mut running = Running::new();
         let mut seen = 0_u64;
-        let mut continuation: Option<String> = None;
-        // The versions of one key may stand on two pages.
-        let mut open: Option<(String, Option<Object>, bool)> = None;
-        loop {
-            let (objects, next) = match at {
-                None => self.page(continuation.as_deref()).await?,
-                Some(at) => {
-                    self.page_of_versions(continuation.as_deref(), at, &mut open)
-                        .await?
-                }
-            };
-            let is_last = next.is_none() || next == continuation;
-            let left = open.take_if(|_| is_last).and_then(|(_, object, _)| object);
-            for object in objects.into_iter().chain(left) {
+        let mut pages = self.pages(at);
+        while let Some(objects) = pages.next().await? {
+            for object in objects {
                 if self.outcome.is_stopped() {
                     break;
                 }
@@ -72,11 +62,9 @@ impl<'a> Plain<'a> {
                     running.next().await;
                 }
             }
-            // A store that repeats itself must not keep us for ever.
-            if is_last || self.outcome.is_stopped() {
+            if self.outcome.is_stopped() {
                 break;
             }
-            continuation = next;
         }
         while running.next().await.is_some() {}
         if seen == 0 {
@@ -86,6 +74,39 @@ impl<'a> Plain<'a> {
             ));
         }
         Ok(())
+    }
+
+    /// Asks for every object that is archived, before any is waited for.
+    pub(super) async fn ask_all(
+        &self,
+        ui: &Ui,
+        asking: &Asking,
+        at: Option<jiff::Timestamp>,
+    ) -> Result<(), Failure> {
+        let mut pages = self.pages(at);
+        let objects = async || -> Result<Option<Vec<Wanted>>, Failure> {
+            let Some(objects) = pages.next().await? else {
+                return Ok(None);
+            };
+            let wanted = objects.into_iter().filter_map(|object| {
+                let below = object.key.strip_prefix(&self.archive.prefix)?;
+                let path = RelPath::new(below).ok()?;
+                let is_wanted = !is_mark(below) && self.selection.takes(&path, false);
+                is_wanted.then_some((object.key, object.version_id))
+            });
+            Ok(Some(wanted.collect()))
+        };
+        asking.ask(ui, self.archive, objects).await
+    }
+
+    fn pages(&self, at: Option<jiff::Timestamp>) -> Pages<'_> {
+        Pages {
+            plain: self,
+            at,
+            continuation: None,
+            open: None,
+            over: false,
+        }
     }
 
     async fn page(
@@ -160,8 +181,7 @@ impl<'a> Plain<'a> {
 
     fn job(&self, tree: &mut Option<Tree>, object: Object) -> Option<Job> {
         let below = object.key.strip_prefix(&self.archive.prefix)?;
-        // An archive's own, and marks that stand for directories.
-        if below.starts_with(OWN) || below.is_empty() || below.ends_with('/') {
+        if is_mark(below) {
             return None;
         }
         let label = shown(below);
@@ -257,6 +277,44 @@ impl<'a> Plain<'a> {
                 offset: None,
             },
         })
+    }
+}
+
+/// What becomes no file: an archive's own, and marks that stand for directories.
+fn is_mark(below: &str) -> bool {
+    below.starts_with(OWN) || below.is_empty() || below.ends_with('/')
+}
+
+/// The listing, page by page.
+struct Pages<'p> {
+    plain: &'p Plain<'p>,
+    at: Option<jiff::Timestamp>,
+    continuation: Option<String>,
+    /// The versions of one key may stand on two pages.
+    open: Option<(String, Option<Object>, bool)>,
+    over: bool,
+}
+
+impl Pages<'_> {
+    async fn next(&mut self) -> Result<Option<Vec<Object>>, Failure> {
+        if self.over {
+            return Ok(None);
+        }
+        let after = self.continuation.as_deref();
+        let (mut objects, next) = match self.at {
+            None => self.plain.page(after).await?,
+            Some(at) => {
+                let open = &mut self.open;
+                self.plain.page_of_versions(after, at, open).await?
+            }
+        };
+        // A store that repeats itself must not keep us for ever.
+        self.over = next.is_none() || next == self.continuation;
+        if self.over {
+            objects.extend(self.open.take().and_then(|(_, object, _)| object));
+        }
+        self.continuation = next;
+        Ok(Some(objects))
     }
 }
 
