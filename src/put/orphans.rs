@@ -91,6 +91,10 @@ async fn pass(engine: &Engine) -> Result<bool, Error> {
 async fn abort(engine: &Engine, orphan: &Orphan, place: &Place) -> Result<bool, StoreError> {
     if let Some(id) = &orphan.upload_id {
         engine.store.abort_upload(place, id).await?;
+        // A part that was under way may have brought it back.
+        if let Ok(Some(_)) = engine.store.list_parts(place, id).await {
+            return Ok(false);
+        }
         tracing::info!(%place, upload = id, "an upload that was given up is aborted");
         remove_claims(engine, place, id, orphan.resumes).await;
         return Ok(true);

@@ -1,5 +1,7 @@
 //! The requests of one multipart upload: a part, the completion, the abort.
 
+use std::time::Duration;
+
 use aws_sdk_s3::config::Builder;
 use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::primitives::ByteStream;
@@ -13,6 +15,14 @@ use super::error::{NO_SUCH_UPLOAD, classify};
 use super::single::{Stored, disagreement, length, told_checksum, with_checksum};
 use super::upload::SentPart;
 use super::{Place, Store, StoreError};
+
+/// When an aborted upload is looked at again. Ours: a part that the store had
+/// received is through its work within moments.
+const SETTLING: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+];
 
 /// Which upload the requests are about.
 #[derive(Debug)]
@@ -155,6 +165,30 @@ impl Job {
                 false
             }
         }
+    }
+
+    /// After an abort with parts under way: looks whether one brought the
+    /// upload back, and aborts it again ("you might need to abort a multipart
+    /// upload multiple times", S3 API, AbortMultipartUpload). False if it is
+    /// there still.
+    pub(super) async fn settled(&self) -> bool {
+        for wait in SETTLING {
+            tokio::time::sleep(wait).await;
+            match self.store.list_parts(&self.place, &self.id).await {
+                Ok(None) => return true,
+                Ok(Some(_)) => {
+                    tracing::debug!(place = %self.place, upload = self.id, "a part came after the abort");
+                    if !self.abort().await {
+                        return false;
+                    }
+                }
+                // Whoever may not look has the abort's own answer.
+                Err(error) => {
+                    return error.is_absent() || matches!(error, StoreError::Denied { .. });
+                }
+            }
+        }
+        false
     }
 }
 

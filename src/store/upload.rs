@@ -263,9 +263,10 @@ impl Upload {
     /// failure to do so is logged: the caller has an error to report already.
     pub async fn abort(mut self) -> bool {
         // Parts first: one that arrives after the abort would be kept, and
-        // charged for.
+        // charged for. What the store has of them already may do so still.
+        let under_way = !self.sending.is_empty();
         self.sending.shutdown().await;
-        let aborted = self.job.abort().await;
+        let aborted = self.job.abort().await && (!under_way || self.job.settled().await);
         // Not before: a caller that is cancelled here leaves it to `drop`.
         self.over = true;
         aborted

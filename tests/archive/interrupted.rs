@@ -26,10 +26,12 @@ fn a_killed_run_is_taken_up_where_it_was() {
             fs::write(dir.path().join(format!("{n:03}")), pattern(n, 20_000 + n)).unwrap();
         }
         let url = archive.url();
+        // So slow that what is killed is in the middle of it.
+        let slowly = ["--bwlimit", "400KiB"];
         let words = ["archive", dir.path().to_str().unwrap(), &url, "--json"];
         let mut told: BTreeSet<String> = BTreeSet::new();
         for kill_after in [10, 25, 40] {
-            let mut command = agent.command(words.iter().chain(options));
+            let mut command = agent.command(words.iter().chain(options).chain(&slowly));
             let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
             let lines = BufReader::new(child.stdout.take().unwrap()).lines();
             for line in lines.take(kill_after) {
@@ -87,6 +89,8 @@ fn a_lost_host_begins_at_the_last_checkpoint() {
             "1ms",
             "--jobs",
             "1",
+            "--bwlimit",
+            "100KiB",
             "--lock",
             lock.to_str().unwrap(),
         ];

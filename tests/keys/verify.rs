@@ -47,8 +47,7 @@ fn a_bad_wrap_and_a_missing_one_are_found_and_named() {
         ])
         .ok();
     assert!(
-        good.text()
-            .contains("2 of 2 objects looked at, 2 good, 0 bad"),
+        good.text().contains("2 listed, 2 looked at, 2 good, 0 bad"),
         "{}",
         good.text()
     );

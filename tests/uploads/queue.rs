@@ -77,7 +77,7 @@ fn an_outage_loses_nothing_and_keeps_the_order() {
     );
     // Killed during the outage, with a stray file in the spool.
     agent.kill();
-    fs::write(agent.state_dir().join("spool/queue/stray"), b"x").unwrap();
+    fs::write(agent.state_dir().join("spool/queue/stray.new"), b"x").unwrap();
     agent.launch();
     agent.await_ready().unwrap();
     std::thread::sleep(Duration::from_secs(sized(60, 2)));
