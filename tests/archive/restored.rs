@@ -65,7 +65,8 @@ fn rsync_finds_no_difference_in_what_was_restored() {
             second["entries"],
             began.elapsed()
         ));
-        if soak() {
+        // In bundles the first run is so fast that the walk itself is more.
+        if soak() && options.is_empty() {
             assert!(again < first / 20, "{again:?} after {first:?}");
         }
         no_difference(&root, &copy);
