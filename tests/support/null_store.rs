@@ -212,6 +212,16 @@ impl NullStore {
     }
 
     /// Uploads that were neither completed nor aborted.
+    /// Requests of any kind so far.
+    pub fn total(&self) -> u64 {
+        self.state.lock().seen.values().map(|&n| u64::from(n)).sum()
+    }
+
+    /// Bytes of a body that are kept from now on; longer ones are dropped.
+    pub fn remember(&self, bytes: usize) {
+        self.state.lock().remember = bytes;
+    }
+
     pub fn open_uploads(&self) -> usize {
         self.state.lock().uploads.len()
     }
