@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use support::null_store::NullStore;
-use support::process::eventually;
+use support::process::{self, eventually};
 use support::*;
 
 /// A store that is not there: these agents never ask for it.
@@ -345,7 +345,7 @@ fn a_state_directory_of_somebody_else_is_refused() {
     std::os::unix::fs::chown(hsm.pin_file(), Some(4711), None).unwrap();
     let copy = agent.dir().join("strongroom");
     let command = agent.command(["agent"]);
-    std::fs::copy(command.get_program(), &copy).unwrap();
+    process::install(command.get_program(), &copy);
     let mut other = std::process::Command::new("setpriv");
     other
         .args(["--reuid=4711", "--regid=4711", "--clear-groups"])
