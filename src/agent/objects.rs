@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header as std_header};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
@@ -13,9 +13,10 @@ use crate::api::{Error, ErrorKind, Standing, header};
 use crate::audit::{Kind, Op};
 use crate::get::{self, Facts, GetRequest, PlaintextBody, Wanted};
 use crate::objects::{self, ListRequest};
-use crate::put::{self, PutRequest};
+use crate::put::{self, PutRequest, Source, SourceFile};
 
 use super::archive;
+use super::descriptor::Descriptor;
 use super::metrics::Timer;
 use super::peer::Peer;
 use super::policy::{Meter, Rights};
@@ -54,12 +55,19 @@ impl Granted {
     }
 }
 
+/// Where a put's plaintext is.
+enum From {
+    Body(HttpSource),
+    File(SourceFile),
+}
+
 pub(super) async fn put(
     granted: Granted,
     target: Target,
     query: Query,
     headers: &HeaderMap,
     body: Incoming,
+    descriptor: Option<Descriptor>,
 ) -> Result<Response<Body>, Error> {
     query.allow(&[])?;
     let request = PutRequest {
@@ -73,6 +81,25 @@ pub(super) async fn put(
         length: request::length(headers)?,
     };
     let meter = granted.meter(&granted.app.metrics.bytes_in);
+    let pool = granted.app.engine.pool.clone();
+    // Dropped with this handler, which hyper drops when the client goes.
+    let (present, client) = oneshot::channel();
+    let mut source = match descriptor {
+        None => From::Body(HttpSource::new(
+            body,
+            pool,
+            client,
+            granted.rights.max_size,
+            meter,
+        )),
+        Some(descriptor) => {
+            // Two sources would be one too many.
+            if !body.is_end_stream() {
+                return Err(request::malformed("a descriptor and a body"));
+            }
+            From::File(descriptor.open(client, meter).await?)
+        }
+    };
     let place = &request.place;
     let mut op = granted.op(Kind::Put, &place.bucket, Some(&place.key));
     if let Err(error) = granted.app.check_ready() {
@@ -82,19 +109,19 @@ pub(super) async fn put(
         app,
         permit,
         request_id,
-        rights,
         ..
     } = granted;
     let engine = app.engine.clone();
-    // Dropped with this handler, which hyper drops when the client goes.
-    let (present, client) = oneshot::channel();
-    let mut source = HttpSource::new(body, engine.pool.clone(), client, rights.max_size, meter);
     let (answer, outcome) = oneshot::channel();
     // A task of its own: when the client goes, the upload must still be
     // aborted, and the permit kept until it is.
     let upload = async move {
         let _permit = permit;
-        let outcome = put::put(&engine, request, &mut source, &mut op).await;
+        let source = match &mut source {
+            From::Body(body) => Source::Stream(body),
+            From::File(file) => Source::File(file),
+        };
+        let outcome = put::put(&engine, request, source, &mut op).await;
         // Also of a client that has left; durable before one hears of it.
         let kind = outcome.as_ref().map(|_| ()).map_err(|error| error.kind);
         let recorded = op.end(kind).await;

@@ -17,6 +17,7 @@ use crate::config::WrapLimit;
 use super::archive;
 use super::audit::{self, Asked};
 use super::catalog;
+use super::descriptor::{Descriptor, Passed};
 use super::evidence;
 use super::grants;
 use super::import;
@@ -44,6 +45,7 @@ pub(super) async fn answer(
     app: Arc<App>,
     peer: Arc<Peer>,
     request: Request<Incoming>,
+    passed: Passed,
 ) -> Response<Body> {
     let request_id = reply::request_id();
     let span = tracing::info_span!(
@@ -58,7 +60,7 @@ pub(super) async fn answer(
     let asked = Asked::of(&request);
     let timer = Timer::start(&app.metrics, label(request.uri().path(), &asked));
     let response = async {
-        match route(&app, &peer, request, &request_id, &timer).await {
+        match route(&app, &peer, request, passed, &request_id, &timer).await {
             Ok(response) => {
                 timer.answered(Ok(()));
                 response
@@ -94,10 +96,12 @@ async fn route(
     app: &Arc<App>,
     peer: &Arc<Peer>,
     request: Request<Incoming>,
+    passed: Passed,
     request_id: &str,
     timer: &Arc<Timer>,
 ) -> Result<Response<Body>, Error> {
     let (parts, body) = request.into_parts();
+    let descriptor = Descriptor::of(passed, &parts.headers)?;
     let path = parts.uri.path().to_owned();
     let query = Query::parse(parts.uri.query())?;
     // Of now, not of when the connection was made (SECURITY rule 25).
@@ -128,12 +132,17 @@ async fn route(
             rights,
             timer: Arc::clone(timer),
         };
+        let plain = granted.rights.operation == Operation::Put
+            && !request::flag(&parts.headers, header::QUEUE)?;
+        if plain {
+            return objects::put(granted, target, query, &parts.headers, body, descriptor).await;
+        }
+        Descriptor::none(descriptor)?;
         return match granted.rights.operation {
-            Operation::Put if request::flag(&parts.headers, header::QUEUE)? => {
+            Operation::Put => {
                 query.allow(&[])?;
                 queue::put(granted, target, &parts.headers, body).await
             }
-            Operation::Put => objects::put(granted, target, query, &parts.headers, body).await,
             Operation::Get if parts.method == Method::POST => {
                 archive::ask_for(granted, target, query).await
             }
@@ -148,6 +157,7 @@ async fn route(
             _ => Err(not_allowed(&parts.method, &path)),
         };
     }
+    Descriptor::none(descriptor)?;
     if path == "/v1/queue" || path.starts_with(QUEUE) {
         let rest = path.strip_prefix(QUEUE).unwrap_or_default();
         return queue::answer(app, peer, request_id, &parts.method, rest, &query).await;

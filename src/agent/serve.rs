@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 
 use super::connection::Connection;
+use super::descriptor::Inbox;
 use super::peer::Peer;
 use super::reply;
 use super::routes;
@@ -71,17 +72,18 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let connection = Connection::new(stream, app.engine.pool.clone());
+        let inbox = Inbox::default();
+        let connection = Connection::new(stream, app.engine.pool.clone(), inbox.clone());
         let app = app.clone();
         let (uid, pid) = (peer.uid(), peer.pid);
         let service = service_fn(move |request| {
-            let (app, peer) = (app.clone(), peer.clone());
+            let (app, peer, passed) = (app.clone(), peer.clone(), inbox.take());
             async move {
                 // hyper keeps the buffer it read a body into for the next
                 // request: plaintext would lie there for as long as a client
                 // holds its connection.
                 let last = matches!(*request.method(), Method::PUT | Method::PATCH);
-                let mut response = routes::answer(app, peer, request).await;
+                let mut response = routes::answer(app, peer, request, passed).await;
                 if last {
                     reply::set(&mut response, CONNECTION, "close");
                 }

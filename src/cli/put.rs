@@ -2,8 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -13,8 +15,12 @@ use super::progress::{ClearOnDrop, Progress};
 use super::queue;
 use super::source::Source;
 use super::ui::{Ui, size};
-use crate::api::{ErrorKind, Queued, Receipt};
-use crate::client::{PutOptions, Resumable};
+use crate::api::{Error, ErrorKind, Queued, Receipt};
+use crate::client::{PutOptions, Resumable, Upload};
+
+/// How often the progress of a passed file is looked at: as smooth as an eye
+/// wants it.
+const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 #[command(
@@ -267,6 +273,17 @@ async fn store(
 ) -> Result<Receipt, Failure> {
     let progress = Progress::start(ui, to.last_component(), source.length);
     let _clear = ClearOnDrop(progress.clone());
+    if let Some((file, length)) = source.descriptor() {
+        let stored = pass(ui, file, length, to, options, &progress).await;
+        match stored {
+            // Some file systems' files the agent does not read; bytes it takes.
+            Err(error) if error.kind == ErrorKind::DescriptorRefused => {}
+            stored => {
+                return stored
+                    .map_err(|error| Failure::api(format_args!("cannot put {to}"), &error));
+            }
+        }
+    }
     let (upload, verdict) = source.start(progress);
     let answer = ui.client().put(&to.bucket, &to.key, options, upload).await;
     answer.map_err(|error| match verdict.take() {
@@ -275,6 +292,33 @@ async fn store(
         Some(failure) if is_consequence(error.kind) => failure,
         _ => Failure::api(format_args!("cannot put {to}"), &error),
     })
+}
+
+/// Has the agent read the file. Its position, which agent and command share,
+/// tells how far that is.
+async fn pass(
+    ui: &Ui,
+    file: &File,
+    length: u64,
+    to: &S3Url,
+    options: &PutOptions,
+    progress: &Progress,
+) -> Result<Receipt, Error> {
+    let upload = Upload::from_file(file, length)
+        .map_err(|error| Error::new(ErrorKind::DescriptorRefused, error.to_string()))?;
+    let position = || (&*file).stream_position().unwrap_or(0);
+    let start = position();
+    let watch = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            progress.at(position().saturating_sub(start));
+        }
+    };
+    let client = ui.client();
+    tokio::select! {
+        stored = client.put(&to.bucket, &to.key, options, upload) => stored,
+        never = watch => never,
+    }
 }
 
 /// Whether an error may be the consequence of a body that broke off.

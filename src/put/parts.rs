@@ -12,7 +12,11 @@ use crate::fault::{message_error, spool_error};
 use crate::message::{Resealer, Sealer};
 use crate::store::{Buffer, PartBody, PartPlan, SpoolFile};
 
-use super::Plaintext;
+mod file;
+
+pub use file::{Gate, Lent, SourceFile};
+
+use super::{Plaintext, Source};
 
 /// Bytes around a regular frame's plaintext.
 const FRAME_OVERHEAD: usize = Sealer::FRAME_HEAD + Sealer::TAG_LEN;
@@ -125,9 +129,28 @@ impl<'e> Assembly<'e> {
         Ok(())
     }
 
+    /// Fills and seals a frame, or as many as a file's part takes. True at the
+    /// end: the last frame's text is in place and not yet sealed.
+    pub(super) async fn fill<S: Plaintext>(
+        &mut self,
+        source: &mut Source<'_, S>,
+        mut sealer: Sealer,
+    ) -> Result<(Sealer, bool), Error> {
+        match source {
+            Source::Stream(stream) => {
+                let ended = self.fill_frame(*stream).await?;
+                if !ended {
+                    self.seal(&mut sealer)?;
+                }
+                Ok((sealer, ended))
+            }
+            Source::File(file) => self.fill_from(file, sealer).await,
+        }
+    }
+
     /// Reads plaintext until the frame is full *and* known not to be the
     /// last, or until the end. True at the end.
-    pub(super) async fn fill_frame(&mut self, source: &mut impl Plaintext) -> Result<bool, Error> {
+    async fn fill_frame(&mut self, source: &mut impl Plaintext) -> Result<bool, Error> {
         let start = self.sealed + Sealer::FRAME_HEAD;
         let end = start + self.frame_length;
         let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
@@ -154,7 +177,7 @@ impl<'e> Assembly<'e> {
     }
 
     /// Seals the full frame.
-    pub(super) fn seal(&mut self, sealer: &mut Sealer) -> Result<(), Error> {
+    fn seal(&mut self, sealer: &mut Sealer) -> Result<(), Error> {
         let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
         let end = self.sealed + self.frame_length + FRAME_OVERHEAD;
         if buffer.len() < end {
