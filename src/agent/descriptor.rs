@@ -1,5 +1,6 @@
 //! A descriptor that a client passes beside its request (SECURITY rule 26):
-//! the agent then reads the file itself, with none of it on the socket.
+//! the agent then reads or writes the file itself, with none of it on the
+//! socket.
 //!
 //! It comes with the connection's first byte (`SCM_RIGHTS`) and belongs to the
 //! request that begins there. Whatever is passed later the kernel closes
@@ -28,6 +29,7 @@ use tokio::time::timeout;
 use crate::api::{Error, ErrorKind};
 use crate::put::{Gate, SourceFile};
 
+use super::deliver::TargetFile;
 use super::policy::Meter;
 use super::request;
 
@@ -142,7 +144,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>, into: &mut [u8], inbox: &Inbox) ->
 #[derive(Debug)]
 pub(super) struct Descriptor {
     passed: Passed,
-    /// What the client says is to be read of it.
+    /// What the client says it holds, from its position on.
     length: u64,
 }
 
@@ -167,11 +169,11 @@ impl Descriptor {
         }
     }
 
-    /// Refuses it where only a body will do.
+    /// Refuses it where only bytes on the socket will do.
     pub(super) fn none(descriptor: Option<Self>) -> Result<(), Error> {
         match descriptor {
             None => Ok(()),
-            Some(_) => Err(refused("only a plain PUT of an object takes one")),
+            Some(_) => Err(refused("only a plain PUT or GET of an object takes one")),
         }
     }
 
@@ -179,47 +181,80 @@ impl Descriptor {
     ///
     /// # Errors
     /// It is not one that the agent reads, or not as long as announced.
-    pub(super) async fn open(
+    pub(super) async fn source(
         self,
         client: oneshot::Receiver<()>,
         meter: Meter,
     ) -> Result<SourceFile, Error> {
         let gate = Box::new(Present { client, meter });
-        let work = tokio::task::spawn_blocking(move || {
-            let at = judge(&self.passed)?;
+        aside(move || {
+            let at = judge(&self.passed, OFlags::RDONLY)?;
             let file = SourceFile::new(Arc::new(self.passed), at, gate)
                 .map_err(|error| refused(format!("it cannot be looked at: {error}")))?;
-            if file.left() == self.length {
-                return Ok(file);
+            announced(self.length, file.left()).map(|()| file)
+        })
+        .await
+    }
+
+    /// Judges the file; from here on it is where a get's plaintext goes.
+    ///
+    /// # Errors
+    /// It is not one that the agent writes, or something is in it already.
+    pub(super) async fn target(self) -> Result<TargetFile, Error> {
+        aside(move || {
+            let at = judge(&self.passed, OFlags::WRONLY)?;
+            let size = rustix::fs::fstat(&self.passed).map_err(unseen)?.st_size;
+            let left = u64::try_from(size).unwrap_or(0).saturating_sub(at);
+            if left > 0 {
+                return Err(refused("something is in the file already"));
             }
-            Err(Error::new(
-                ErrorKind::Incomplete,
-                format!(
-                    "{} bytes were announced, and the file has {} from its position on",
-                    self.length,
-                    file.left()
-                ),
-            )
-            .hint("nothing was stored; was it written to meanwhile?"))
-        });
-        timeout(PATIENCE, work)
-            .await
-            .map_err(|_| refused("its file system did not answer in time"))?
-            .map_err(|e| Error::new(ErrorKind::Internal, "a judgement ended abnormally").log(e))?
+            announced(self.length, left)?;
+            Ok(TargetFile::new(self.passed, at))
+        })
+        .await
     }
 }
 
-/// Whether we read such a file, and where from.
-fn judge(file: &impl AsFd) -> Result<u64, Error> {
-    let unseen = |error: rustix::io::Errno| {
-        refused(format!("it cannot be looked at: {}", io::Error::from(error)))
-    };
+/// Does what may wait for a file system.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    timeout(PATIENCE, tokio::task::spawn_blocking(work))
+        .await
+        .map_err(|_| refused("its file system did not answer in time"))?
+        .map_err(|e| Error::new(ErrorKind::Internal, "a judgement ended abnormally").log(e))?
+}
+
+fn announced(length: u64, left: u64) -> Result<(), Error> {
+    if length == left {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Incomplete,
+        format!("{length} bytes were announced, and the file has {left} from its position on"),
+    )
+    .hint("nothing was stored; was it written to meanwhile?"))
+}
+
+fn unseen(error: rustix::io::Errno) -> Error {
+    refused(format!(
+        "it cannot be looked at: {}",
+        io::Error::from(error)
+    ))
+}
+
+/// Whether we read, or write, such a file, and where from.
+fn judge(file: &impl AsFd, how: OFlags) -> Result<u64, Error> {
     let flags = rustix::fs::fcntl_getfl(file).map_err(unseen)?;
-    if flags.contains(OFlags::PATH) || flags & OFlags::RWMODE == OFlags::WRONLY {
-        return Err(refused("it is not open for reading"));
+    let mode = flags & OFlags::RWMODE;
+    if flags.contains(OFlags::PATH) || mode != how && mode != OFlags::RDWR {
+        return Err(refused("it is not open for what is asked of it"));
     }
     if flags.contains(OFlags::DIRECT) {
-        return Err(refused("O_DIRECT asks for aligned reads"));
+        return Err(refused("O_DIRECT asks for aligned buffers"));
+    }
+    if how == OFlags::WRONLY && flags.contains(OFlags::APPEND) {
+        return Err(refused("O_APPEND takes no heed of places"));
     }
     // First: only a file system on the list is asked anything else.
     let kind = rustix::fs::fstatfs(file).map_err(unseen)?.f_type;
@@ -235,7 +270,7 @@ fn judge(file: &impl AsFd) -> Result<u64, Error> {
     rustix::fs::seek(file, SeekFrom::Current(0)).map_err(unseen)
 }
 
-fn refused(why: impl std::fmt::Display) -> Error {
+pub(super) fn refused(why: impl std::fmt::Display) -> Error {
     Error::new(
         ErrorKind::DescriptorRefused,
         format!("the passed descriptor is refused: {why}"),
@@ -283,8 +318,16 @@ mod tests {
         // FUSE, proc, sysfs, overlayfs, NFS, SMB 1 to 3, 9p, ecryptfs
         // (linux/magic.h).
         for kind in [
-            0x6573_5546, 0x9FA0, 0x6265_6572, 0x794C_7630, 0x6969, 0x517B, 0xFF53_4D42,
-            0xFE53_4D42, 0x0102_1997, 0xF15F,
+            0x6573_5546,
+            0x9FA0,
+            0x6265_6572,
+            0x794C_7630,
+            0x6969,
+            0x517B,
+            0xFF53_4D42,
+            0xFE53_4D42,
+            0x0102_1997,
+            0xF15F,
         ] {
             assert!(!ALLOWED.iter().any(|(allowed, _)| *allowed == kind));
         }

@@ -4,6 +4,7 @@ mod archive;
 mod audit;
 mod catalog;
 mod connection;
+mod deliver;
 mod descriptor;
 mod evidence;
 mod grants;

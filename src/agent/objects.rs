@@ -16,6 +16,7 @@ use crate::objects::{self, ListRequest};
 use crate::put::{self, PutRequest, Source, SourceFile};
 
 use super::archive;
+use super::deliver::TargetFile;
 use super::descriptor::Descriptor;
 use super::metrics::Timer;
 use super::peer::Peer;
@@ -81,6 +82,7 @@ pub(super) async fn put(
         length: request::length(headers)?,
     };
     let meter = granted.meter(&granted.app.metrics.bytes_in);
+    let passed = descriptor.is_some();
     let pool = granted.app.engine.pool.clone();
     // Dropped with this handler, which hyper drops when the client goes.
     let (present, client) = oneshot::channel();
@@ -97,7 +99,7 @@ pub(super) async fn put(
             if !body.is_end_stream() {
                 return Err(request::malformed("a descriptor and a body"));
             }
-            From::File(descriptor.open(client, meter).await?)
+            From::File(descriptor.source(client, meter).await?)
         }
     };
     let place = &request.place;
@@ -154,6 +156,7 @@ pub(super) async fn put(
         bytes = receipt.plaintext_size,
         message_id = receipt.message_id,
         wrapping_key = receipt.wrapping_key,
+        descriptor = passed,
         "stored"
     );
     reply::json(StatusCode::CREATED, &receipt)
@@ -164,14 +167,35 @@ pub(super) async fn get(
     target: Target,
     query: Query,
     headers: &HeaderMap,
-    head: bool,
+    descriptor: Option<Descriptor>,
+) -> Result<Response<Body>, Error> {
+    let wanted = request::range(headers)?;
+    let file = match descriptor {
+        Some(descriptor) => Some(descriptor.target().await?),
+        None => None,
+    };
+    read(granted, target, query, headers, wanted, file).await
+}
+
+pub(super) async fn head(
+    granted: Granted,
+    target: Target,
+    query: Query,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Error> {
+    read(granted, target, query, headers, Wanted::Facts, None).await
+}
+
+async fn read(
+    granted: Granted,
+    target: Target,
+    query: Query,
+    headers: &HeaderMap,
+    wanted: Wanted,
+    file: Option<TargetFile>,
 ) -> Result<Response<Body>, Error> {
     query.allow(&["version_id"])?;
-    let wanted = if head {
-        Wanted::Facts
-    } else {
-        request::range(headers)?
-    };
+    let head = wanted == Wanted::Facts;
     let request = GetRequest {
         place: target.place()?,
         version_id: query.value("version_id"),
@@ -209,9 +233,18 @@ pub(super) async fn get(
         },
     };
     let partial = matches!(wanted, Wanted::Span(..) | Wanted::Suffix(..));
-    let mut response = Response::new(match op {
-        None => reply::full(Bytes::new()),
-        Some(op) => stream(granted, body, op, &facts),
+    let delivered = file.is_some();
+    let mut response = Response::new(match (op, file) {
+        (None, _) => reply::full(Bytes::new()),
+        (Some(op), None) => stream(granted, body, op, &facts),
+        (Some(mut op), Some(file)) => {
+            let mut meter = granted.meter(&granted.app.metrics.bytes_out);
+            let released = op.event().released.insert(0);
+            let total = facts.span.end - facts.span.start;
+            let written = file.take(&mut body, total, &mut meter, released).await;
+            op.finish(written).await?;
+            reply::full(Bytes::new())
+        }
     });
     if partial {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -224,6 +257,11 @@ pub(super) async fn get(
         reply::set(&mut response, std_header::CONTENT_RANGE, &value);
     }
     describe(&mut response, &facts, head);
+    if delivered {
+        let length = (facts.span.end - facts.span.start).to_string();
+        reply::set(&mut response, header::DESCRIPTOR, &length);
+        reply::set(&mut response, std_header::CONTENT_LENGTH, "0");
+    }
     if let Some(writer) = vouched {
         reply::set(&mut response, header::STANDING, Standing::Writer.as_str());
         reply::set(&mut response, header::WRITER, &writer);

@@ -137,17 +137,17 @@ async fn route(
         if plain {
             return objects::put(granted, target, query, &parts.headers, body, descriptor).await;
         }
+        if granted.rights.operation == Operation::Get && parts.method == Method::GET {
+            return objects::get(granted, target, query, &parts.headers, descriptor).await;
+        }
         Descriptor::none(descriptor)?;
         return match granted.rights.operation {
             Operation::Put => {
                 query.allow(&[])?;
                 queue::put(granted, target, &parts.headers, body).await
             }
-            Operation::Get if parts.method == Method::POST => {
-                archive::ask_for(granted, target, query).await
-            }
-            Operation::Get => objects::get(granted, target, query, &parts.headers, false).await,
-            Operation::Head => objects::get(granted, target, query, &parts.headers, true).await,
+            Operation::Get => archive::ask_for(granted, target, query).await,
+            Operation::Head => objects::head(granted, target, query, &parts.headers).await,
             Operation::Inspect => objects::inspect(granted, target, query).await,
             Operation::Delete => objects::delete(granted, target, query).await,
             Operation::List if query.has("versions") => {

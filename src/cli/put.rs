@@ -5,22 +5,17 @@ use std::fs::File;
 use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::failure::Failure;
 use super::place::{S3Url, instant, is_dash, pair};
-use super::progress::{ClearOnDrop, Progress};
+use super::progress::{ClearOnDrop, LOOK, Progress};
 use super::queue;
 use super::source::Source;
 use super::ui::{Ui, size};
 use crate::api::{Error, ErrorKind, Queued, Receipt};
 use crate::client::{PutOptions, Resumable, Upload};
-
-/// How often the progress of a passed file is looked at: as smooth as an eye
-/// wants it.
-const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 #[command(

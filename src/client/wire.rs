@@ -265,7 +265,12 @@ impl Patient {
                 control.push(SendAncillaryMessage::ScmRights(&fds));
                 let bytes = [IoSlice::new(bytes)];
                 let flags = SendFlags::NOSIGNAL;
-                Ok(rustix::net::sendmsg(&self.stream, &bytes, &mut control, flags)?)
+                Ok(rustix::net::sendmsg(
+                    &self.stream,
+                    &bytes,
+                    &mut control,
+                    flags,
+                )?)
             });
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

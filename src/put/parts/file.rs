@@ -114,7 +114,11 @@ impl Filling {
             let left = self.end - self.at;
             let text = usize::try_from(left.min(frame)).unwrap_or(self.frame_length);
             let is_last = left <= frame;
-            let around = if is_last { FINAL_OVERHEAD } else { FRAME_OVERHEAD };
+            let around = if is_last {
+                FINAL_OVERHEAD
+            } else {
+                FRAME_OVERHEAD
+            };
             let end = self.sealed + text + around;
             if end > self.buffer.capacity() {
                 return Err(misuse());
@@ -167,11 +171,9 @@ fn read_exact(file: &Lent, mut into: &mut [u8], mut at: u64) -> Result<(), Error
 }
 
 fn changed() -> Error {
-    Error::new(
-        ErrorKind::Incomplete,
-        "the file changed while it was read",
+    Error::new(ErrorKind::Incomplete, "the file changed while it was read").hint(
+        "nothing was stored; store it when nothing writes to it, or store a snapshot or a copy",
     )
-    .hint("nothing was stored; store it when nothing writes to it, or store a snapshot or a copy")
 }
 
 fn unreadable(error: Errno) -> Error {
