@@ -65,7 +65,7 @@ impl Connection {
                     self.inbox = None;
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if is_passing(&error) => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
@@ -97,6 +97,14 @@ impl Connection {
         }
         Poll::Pending
     }
+}
+
+/// Nothing came, or a signal did: it is tried again.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 impl AsyncRead for Connection {

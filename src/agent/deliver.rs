@@ -21,8 +21,9 @@ use crate::get::PlaintextBody;
 use super::descriptor::{Passed, refused};
 use super::policy::Meter;
 
-/// How long writing what one part holds may take, in all.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long writing what one part holds may take, in all: others may wait for
+/// the memory.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A file to be written, from its end on.
 pub(super) struct TargetFile {

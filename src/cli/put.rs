@@ -310,10 +310,20 @@ async fn pass(
         }
     };
     let client = ui.client();
-    tokio::select! {
-        stored = client.put(&to.bucket, &to.key, options, upload) => stored,
+    let receipt = tokio::select! {
+        stored = client.put(&to.bucket, &to.key, options, upload) => stored?,
         never = watch => never,
+    };
+    // An agent that knows nothing of descriptors sees an empty body.
+    if receipt.plaintext_size == length {
+        return Ok(receipt);
     }
+    let size = receipt.plaintext_size;
+    Err(Error::new(
+        ErrorKind::Incomplete,
+        format!("the agent stored {size} bytes instead of {length}"),
+    )
+    .hint("is it of another version than this command?"))
 }
 
 /// Whether an error may be the consequence of a body that broke off.

@@ -10,7 +10,7 @@ use crate::api::{Error, ErrorKind};
 use crate::engine::Engine;
 use crate::fault::{message_error, spool_error};
 use crate::message::{Resealer, Sealer};
-use crate::store::{Buffer, PartBody, PartPlan, SpoolFile};
+use crate::store::{Buffer, PartBody, PartPlan, Running, SpoolFile};
 
 mod file;
 
@@ -45,6 +45,9 @@ pub(super) struct Assembly<'e> {
     target: u64,
     /// Whether it ever held memory.
     begun: bool,
+    /// Whether parts are summed for the store.
+    sums: bool,
+    running: Option<Running>,
 }
 
 impl<'e> Assembly<'e> {
@@ -76,6 +79,8 @@ impl<'e> Assembly<'e> {
             number: 0,
             target: 0,
             begun: false,
+            sums: true,
+            running: None,
         };
         assembly.start_part(total).await?;
         Ok(assembly)
@@ -94,6 +99,8 @@ impl<'e> Assembly<'e> {
             assembly = Self::at(engine, assembly.frame_length, size, 1).await?;
         }
         assembly.plan = PartPlan::Known { size };
+        // The spool has sums of its own.
+        (assembly.sums, assembly.running) = (false, None);
         Ok(assembly)
     }
 
@@ -115,6 +122,8 @@ impl<'e> Assembly<'e> {
             number: number.saturating_sub(1),
             target: 0,
             begun: false,
+            sums: true,
+            running: None,
         };
         assembly.start_part(None).await?;
         Ok(assembly)
@@ -186,6 +195,9 @@ impl<'e> Assembly<'e> {
         sealer
             .seal_frame(&mut buffer.as_mut_slice()[self.sealed..end])
             .map_err(|e| message_error(&e))?;
+        if let Some(running) = &mut self.running {
+            running.up_to(&buffer.as_slice()[..end]);
+        }
         self.sealed = end;
         self.filled = 0;
         Ok(())
@@ -287,7 +299,11 @@ impl<'e> Assembly<'e> {
         self.sealed = 0;
         buffer.mark_ciphertext();
         let Some(mut file) = self.spool.take() else {
-            return Ok(PartBody::Memory(buffer.freeze()));
+            let part = buffer.freeze();
+            return Ok(match self.running.take() {
+                Some(running) => running.finish(part),
+                None => PartBody::Memory(part),
+            });
         };
         file.append(buffer.freeze())
             .await
@@ -332,6 +348,10 @@ impl<'e> Assembly<'e> {
         });
         self.sealed = 0;
         self.filled = 0;
+        self.running = match self.sums && !spooled {
+            true => self.engine.store.running(),
+            false => None,
+        };
         Ok(())
     }
 }

@@ -195,7 +195,9 @@ async fn seal(
 
 async fn append(file: &mut QueueWriter, body: PartBody) -> Result<(), Error> {
     match body {
-        PartBody::Memory(bytes) => file.append(bytes).await.map_err(|e| spool_error(&e)),
+        PartBody::Memory(bytes) | PartBody::Summed(bytes, _) => {
+            file.append(bytes).await.map_err(|e| spool_error(&e))
+        }
         PartBody::Spooled(_) => Err(Error::new(ErrorKind::Internal, "a part in the spool twice")),
     }
 }

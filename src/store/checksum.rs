@@ -21,7 +21,7 @@ pub(super) struct Hasher {
 
 /// The finished checksum of some bytes.
 #[derive(Clone, Debug)]
-pub(super) struct Sum {
+pub struct Sum {
     kind: Checksum,
     len: u64,
     crc: u64,

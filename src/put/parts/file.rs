@@ -19,11 +19,11 @@ use super::{Assembly, FINAL_OVERHEAD, FRAME_OVERHEAD, misuse};
 use crate::api::{Error, ErrorKind};
 use crate::fault::message_error;
 use crate::message::Sealer;
-use crate::store::Buffer;
+use crate::store::{Buffer, Running};
 
 /// How long reading what one part holds may take, in all: 8 MiB in that time
-/// are slower than any disk that works.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// are slower than any disk that works, and others may wait for the memory.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A file that somebody else opened. Sharing it with a thread that waits for
 /// its file system keeps it open for as long as that waits.
@@ -103,11 +103,12 @@ struct Filling {
     sealed: usize,
     /// Sealed bytes from which on the part takes no more frames.
     enough: u64,
+    running: Option<Running>,
 }
 
 impl Filling {
-    /// Frame by frame, so that what was read is sealed while it lies in the
-    /// processor's cache. The text of the last frame, if it got so far.
+    /// Frame by frame, so that what was read is sealed and summed while it lies
+    /// in the processor's cache. The text of the last frame, if it got so far.
     fn run(mut self) -> Result<(Self, Option<usize>), Error> {
         let frame = self.frame_length as u64;
         loop {
@@ -140,6 +141,9 @@ impl Filling {
             self.sealer
                 .seal_frame(&mut self.buffer.as_mut_slice()[self.sealed..end])
                 .map_err(|e| message_error(&e))?;
+            if let Some(running) = &mut self.running {
+                running.up_to(&self.buffer.as_slice()[..end]);
+            }
             self.sealed = end;
             if self.sealed as u64 >= self.enough {
                 self.tell();
@@ -201,6 +205,7 @@ impl Assembly<'_> {
             frame_length: self.frame_length,
             sealed: self.sealed,
             enough: self.enough(),
+            running: self.running.take(),
         };
         // Given up, it goes on until the file system answers, and then gives
         // its memory back by itself.
@@ -219,6 +224,7 @@ impl Assembly<'_> {
         self.sealed = filled.sealed;
         self.filled = last.unwrap_or(0);
         self.buffer = Some(filled.buffer);
+        self.running = filled.running;
         file.gate
             .pass(usize::try_from(read).unwrap_or(usize::MAX))
             .await?;
