@@ -9,7 +9,6 @@ mod support;
 
 mod attacks;
 mod changes;
-mod fuse;
 mod whole;
 
 use std::fs::File;
