@@ -10,8 +10,14 @@ use super::store::Store;
 use super::support::{self, write_pattern};
 use super::{BUCKET, plain_sdk};
 
-/// What is fetched.
-const KEPT: &str = "s3://bench/kept";
+/// What is fetched: each agent has a token of its own.
+const fn kept(tls: bool) -> &'static str {
+    if tls {
+        "s3://bench/kept-tls"
+    } else {
+        "s3://bench/kept"
+    }
+}
 
 /// What is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +144,7 @@ impl<'a> Bench<'a> {
         let file = self.file().display().to_string();
         for contender in contenders.iter().filter(|c| c.what == Get) {
             let agent = &self.rig(contender.tls).agent;
-            agent.cli(["-q", "put", &file, KEPT]).ok();
+            agent.cli(["-q", "put", &file, kept(contender.tls)]).ok();
         }
         self.store.borrow_mut().keep(0);
     }
@@ -220,7 +226,7 @@ impl<'a> Bench<'a> {
         let served = matches!(contender.what, Put | PutPipe | Get);
         let mut command = match contender.what {
             Put => agent.command(["-q", "put", &file, &object]),
-            Get => agent.command(["-q", "get", KEPT, &out]),
+            Get => agent.command(["-q", "get", kept(tls), &out]),
             PutPipe => {
                 let cli = support::process::strongroom();
                 let program = Path::new(cli.get_program()).display().to_string();

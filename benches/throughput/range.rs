@@ -8,7 +8,8 @@ use super::measure::Spread;
 use super::rig::Rig;
 use super::section::{Aim, Section, short};
 use super::store::Store;
-use super::support::http;
+use super::support::shim::{C_Decrypt, Shim};
+use super::support::{TokenKind, http};
 use super::{BUCKET, GIB, Options};
 
 /// Bytes asked for.
@@ -33,7 +34,8 @@ impl Write for First {
 }
 
 pub fn run(store: &RefCell<Store>, _: &Options) -> Section {
-    let rig = Rig::start(&store.borrow().http, |_| {});
+    let shim = Shim::new(&TokenKind::SoftHsm.module());
+    let rig = Rig::start(&store.borrow().http, |config| shim.configure(config));
     let target = format!("/v1/objects/{BUCKET}/ranges");
     store.borrow_mut().keep(usize::MAX);
     let mut zeros = std::io::Read::take(std::io::repeat(0), GIB);
@@ -48,8 +50,7 @@ pub fn run(store: &RefCell<Store>, _: &Options) -> Section {
         // Nowhere near the beginning of a part or a frame.
         let start = (2 * read + 1) * (GIB / (2 * READS + 1)) + 12_345;
         let range = format!("bytes={start}-{}", start + LEN - 1);
-        let calls = || rig.metric("strongroom_token_calls_total", "\"C_Decrypt\"");
-        let before = calls();
+        let before = shim.buffered(C_Decrypt);
         store.borrow_mut().count();
         let (begun, mut sink) = (Instant::now(), First(None));
         let mut stream = rig.agent.connect();
@@ -64,7 +65,7 @@ pub fn run(store: &RefCell<Store>, _: &Options) -> Section {
         requests.push(counted.requests as f64);
         fetched.push(counted.sent as f64 / f64::from(1 << 20));
         first.push((sink.0.unwrap() - begun).as_secs_f64() * 1e3);
-        unwraps.push(calls() - before);
+        unwraps.push((shim.buffered(C_Decrypt) - before) as f64);
     }
     store.borrow_mut().latency(Duration::ZERO);
     // The first read makes the connection to the store.

@@ -81,10 +81,15 @@ impl Report {
 
     pub fn markdown(&self) -> String {
         let mut text = format!(
-            "Taken {} on {}, with Strongroom {} as it is shipped{}.\n\n",
+            "Taken {} on {}, with Strongroom {}{}{}.\n\n",
             machine::date(),
             machine::name(),
             env!("CARGO_PKG_VERSION"),
+            // Whoever works on it links faster.
+            match option_env!("CARGO_PROFILE_RELEASE_LTO") {
+                Some("off") => " built without link-time optimisation",
+                _ => "",
+            },
             if self.full {
                 ""
             } else {
@@ -120,6 +125,7 @@ impl Report {
             aim,
             found,
             met,
+            ..
         } in aims
         {
             let met = if met { "met" } else { "**missed**" };

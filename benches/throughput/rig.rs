@@ -41,18 +41,4 @@ impl Rig {
         agent.set("STRONGROOM_LOG", "info");
         Self { agent, _hsm: hsm }
     }
-
-    /// The sum of a metric's values whose labels have `label` in them.
-    pub fn metric(&self, name: &str, label: &str) -> f64 {
-        let text = self.agent.http("GET", "/v1/metrics", &[], b"").text();
-        let of = |line: &str| {
-            let rest = line.strip_prefix(name)?;
-            let (labels, value) = rest.rsplit_once(' ')?;
-            (labels.starts_with(['{', ' ']) || labels.is_empty())
-                .then_some(())
-                .filter(|()| labels.contains(label))?;
-            value.parse::<f64>().ok()
-        };
-        text.lines().filter_map(of).sum()
-    }
 }
