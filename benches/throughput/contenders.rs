@@ -132,10 +132,10 @@ impl<'a> Bench<'a> {
         if wanted(Rclone) {
             let endpoint = &self.store.borrow().http;
             self.shell(&format!(
-                "rclone config create null s3 provider Other endpoint {endpoint} \
+                "rclone --quiet config create null s3 provider Other endpoint {endpoint} \
                    access_key_id test-access-key secret_access_key test-secret-key \
                    force_path_style true no_check_bucket true >/dev/null
-                 rclone config create crypt crypt remote null:{BUCKET}/rclone \
+                 rclone --quiet config create crypt crypt remote null:{BUCKET}/rclone \
                    password \"$(rclone obscure \"$(head -c 24 /dev/urandom | base64)\")\" >/dev/null"
             ));
         }
@@ -245,7 +245,7 @@ impl<'a> Bench<'a> {
                 tls,
                 "age -R age.pub file | aws s3 cp --quiet - s3://bench/age",
             ),
-            Rclone => self.bash(tls, "exec rclone copyto file crypt:file"),
+            Rclone => self.bash(tls, "exec rclone copyto --ignore-times file crypt:file"),
             // Suite and frame length as ours.
             Esdk => self.bash(
                 tls,

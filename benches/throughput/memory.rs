@@ -76,7 +76,7 @@ pub fn run(store: &RefCell<Store>, options: &Options) -> Section {
         aims.push(Aim::at_most(
             format!("agent's peak, {what}"),
             BUDGET + BEYOND,
-            sum,
+            shares,
             " MiB",
         ));
     }
@@ -89,7 +89,8 @@ pub fn run(store: &RefCell<Store>, options: &Options) -> Section {
     );
     let _ = writeln!(
         text,
-        "\n`memory_budget` is its default, {BUDGET} MiB. Three processes run one binary, so the sum counts its pages three times; the shares count them once."
+        "\n`memory_budget` is its default, {BUDGET} MiB. Three processes run one binary, so the sum counts its pages three times; the shares (`Pss` of proc(5), looked at every {} ms) count them once, and are what the aims are held against.",
+        LOOK.as_millis()
     );
     Section {
         title: "Memory",

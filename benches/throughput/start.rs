@@ -1,7 +1,7 @@
 //! Starting: an agent until it is ready, a command until it has ended.
 
 use std::cell::RefCell;
-use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,10 @@ use super::support::{http, process};
 /// Starts of each; they are short.
 const STARTS: usize = 9;
 const HELPS: usize = 50;
+/// How often an agent that starts is asked whether it is ready.
+const POLL: Duration = Duration::from_millis(2);
+/// For how long.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn run(store: &RefCell<Store>, _: &Options) -> Section {
     let mut rig = Rig::stopped(&store.borrow().http, |_| {});
@@ -50,40 +54,22 @@ pub fn run(store: &RefCell<Store>, _: &Options) -> Section {
     }
 }
 
-/// Milliseconds from its start until it says to the service manager that it
-/// is ready; then it serves.
+/// Milliseconds from its start until it answers that it is ready.
 fn until_ready(rig: &mut Rig) -> f64 {
-    let path = rig.agent.dir().join("notify");
-    let _ = std::fs::remove_file(&path);
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    rig.agent.set("NOTIFY_SOCKET", path.to_str().unwrap());
+    let socket = rig.agent.socket();
     let begun = Instant::now();
     rig.agent.launch();
-    let mut message = [0; 4096];
-    loop {
-        let len = manager.recv(&mut message).unwrap();
-        if String::from_utf8_lossy(&message[..len])
-            .lines()
-            .any(|line| line == "READY=1")
-        {
-            break;
-        }
+    while !is_ready(&socket) {
+        assert!(begun.elapsed() < PATIENCE, "{}", rig.agent.log());
+        std::thread::sleep(POLL);
     }
     let elapsed = begun.elapsed().as_secs_f64() * 1e3;
-    let mut sink = std::io::sink();
-    let socket = rig.agent.socket();
-    let reply = http::send(
-        &socket,
-        "GET",
-        "/v1/ready",
-        &[],
-        http::Body::None,
-        &mut sink,
-    );
-    assert_eq!(reply.unwrap().status, 200);
     rig.agent.stop();
     elapsed
+}
+
+fn is_ready(socket: &Path) -> bool {
+    let mut sink = std::io::sink();
+    let reply = http::send(socket, "GET", "/v1/ready", &[], http::Body::None, &mut sink);
+    reply.is_ok_and(|reply| reply.status == 200)
 }
