@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use support::null_store::NullStore;
-use support::process::eventually;
+use support::process::{self, eventually};
 use support::*;
 
 /// A store that is not there: these agents never ask for it.
@@ -119,21 +119,14 @@ fn a_configuration_that_makes_no_sense_is_refused() {
             c["s3"]["part_size"] = value("1 MiB");
         },
     );
-    refused(
-        &hsm,
-        78,
-        &[
-            "`[[bucket_alias]]` is not implemented in this release",
-            "remove `[[bucket_alias]]`",
-        ],
-        |c| {
-            let mut alias = toml_edit::Table::new();
-            alias["bucket"] = value("replica");
-            let mut all = toml_edit::ArrayOfTables::new();
-            all.push(alias);
-            c["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
-        },
-    );
+    refused(&hsm, 78, &["holds \"replica\"", "name two buckets"], |c| {
+        let mut alias = toml_edit::Table::new();
+        alias["bucket"] = value("replica");
+        alias["holds"] = value("replica");
+        let mut all = toml_edit::ArrayOfTables::new();
+        all.push(alias);
+        c["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
+    });
     refused(
         &hsm,
         78,
@@ -345,7 +338,7 @@ fn a_state_directory_of_somebody_else_is_refused() {
     std::os::unix::fs::chown(hsm.pin_file(), Some(4711), None).unwrap();
     let copy = agent.dir().join("strongroom");
     let command = agent.command(["agent"]);
-    std::fs::copy(command.get_program(), &copy).unwrap();
+    process::install(command.get_program(), &copy);
     let mut other = std::process::Command::new("setpriv");
     other
         .args(["--reuid=4711", "--regid=4711", "--clear-groups"])

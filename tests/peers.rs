@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::process::{eventually, run, signal, tree};
+use support::process::{self, eventually, run, signal, tree};
 use support::tamper::{read, stored};
 use support::{Agent, Hsm, Weed, temp_dir, value};
 
@@ -43,8 +43,7 @@ fn as_user(command: &Command, uid: u32, gid: u32) -> Command {
 /// A copy of the binary where every user can run it.
 fn public_binary(dir: &Path) -> PathBuf {
     let copy = dir.join("strongroom");
-    std::fs::copy(env!("CARGO_BIN_EXE_strongroom"), &copy).unwrap();
-    std::fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
+    process::install(env!("CARGO_BIN_EXE_strongroom"), &copy);
     open_to_all(dir);
     copy
 }

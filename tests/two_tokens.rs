@@ -21,6 +21,9 @@ use toml_edit::{Array, DocumentMut};
 const STANDBY: &str = "standby";
 /// How long a token may take to be back.
 const BACK: Duration = Duration::from_secs(20);
+/// What waits for no deadline of a token is done within this, on a busy
+/// machine too: the deadlines here are longer.
+const AT_ONCE: Duration = Duration::from_secs(3);
 
 fn standby_pin(hsm: &Hsm) -> PathBuf {
     hsm.dir().join("pin-standby")
@@ -58,7 +61,7 @@ fn prefer(config: &mut DocumentMut, tokens: &[&str]) {
 fn both(config: &mut DocumentMut) {
     prefer(config, &[TOKEN, STANDBY]);
     for token in config["token"].as_array_of_tables_mut().unwrap().iter_mut() {
-        token["call_timeout"] = value("2 s");
+        token["call_timeout"] = value("4 s");
     }
 }
 
@@ -141,7 +144,7 @@ fn what_one_token_wrapped_the_other_opens_and_neither_is_missed() {
 
     // Without the preferred one: at once, and the agent calls itself degraded.
     lock(&agent, &hsm, TOKEN, &hsm.pin_file());
-    assert!(put(&agent, &bucket, "by-standby") < Duration::from_secs(2));
+    assert!(put(&agent, &bucket, "by-standby") < AT_ONCE);
     assert_eq!(read(&agent, &bucket, "both").body, b"both");
     assert_eq!(agent.http("GET", "/v1/ready", &[], b"").status, 200);
     assert_eq!(agent.try_status().unwrap().health, "degraded");
@@ -150,7 +153,7 @@ fn what_one_token_wrapped_the_other_opens_and_neither_is_missed() {
     // It comes back, and serves alone.
     unlock(&agent, TOKEN, &hsm.pin_file(), &right);
     lock(&agent, &hsm, STANDBY, &standby);
-    assert!(put(&agent, &bucket, "by-preferred") < Duration::from_secs(2));
+    assert!(put(&agent, &bucket, "by-preferred") < AT_ONCE);
     for name in ["both", "by-standby"] {
         assert_eq!(read(&agent, &bucket, name).body, name.as_bytes());
     }
@@ -167,7 +170,7 @@ fn what_one_token_wrapped_the_other_opens_and_neither_is_missed() {
     refused.fails("token-locked", &[]);
     let refused = agent.http("GET", &format!("/v1/objects/{bucket}/both"), &[], b"");
     refused.fails("token-locked", &[]);
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < AT_ONCE);
 }
 
 #[test]
@@ -179,7 +182,7 @@ fn a_token_that_hangs_costs_its_deadline_and_no_request() {
     let stuck = worker(&agent, STANDBY);
     signal(stuck, Signal::STOP);
     for n in 0..5 {
-        assert!(put(&agent, &bucket, &format!("a{n}")) < Duration::from_secs(1));
+        assert!(put(&agent, &bucket, &format!("a{n}")) < AT_ONCE);
     }
     await_health(&agent, &[(TOKEN, "ready")]);
     // Unless a probe has found it by itself meanwhile.
@@ -199,7 +202,7 @@ fn a_token_that_hangs_costs_its_deadline_and_no_request() {
             scope.spawn(move || {
                 let took = put(agent, bucket, &format!("b{n}"));
                 // One call_timeout for the token's random bytes or its wrap.
-                assert!(took < Duration::from_secs(6), "{took:?}");
+                assert!(took < Duration::from_secs(10), "{took:?}");
             });
         }
     });
@@ -296,7 +299,7 @@ fn two_tokens_with_a_key_each_do_not_disturb_each_other() {
     for name in ["b", "c"] {
         assert_eq!(read(&agent, &bucket, name).body, name.as_bytes());
     }
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < AT_ONCE);
     signal(worker(&agent, TOKEN), Signal::CONT);
     assert_eq!(read(&agent, &bucket, "a").body, b"a");
 }

@@ -467,13 +467,13 @@ impl Server {
         drop(writers);
         let fixed = |c: &Config| {
             format!(
-                "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
-                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit, c.metrics
+                "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit, c.metrics, c.bucket_aliases
             )
         };
         if fixed(&config) != fixed(&self.config) {
             tracing::warn!(
-                "[agent], [s3], [message], [spool], [keyslots] and [audit] take effect at the next start"
+                "[agent], [s3], [message], [spool], [keyslots], [[bucket_alias]] and [audit] take effect at the next start"
             );
         }
         self.config = config;

@@ -133,8 +133,7 @@ fn unprivileged(command: &Command, dir: &Path) -> Command {
     let mut other = Command::new(command.get_program());
     if rustix::process::geteuid().is_root() {
         let copy = dir.join("strongroom");
-        std::fs::copy(command.get_program(), &copy).unwrap();
-        std::fs::set_permissions(&copy, mode(0o755)).unwrap();
+        process::install(command.get_program(), &copy);
         std::fs::set_permissions(dir, mode(0o755)).unwrap();
         other = Command::new("setpriv");
         other

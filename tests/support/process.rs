@@ -26,6 +26,19 @@ pub fn strongroom() -> Command {
     command
 }
 
+/// Copies a program to where a test runs it. Another process does it: a file
+/// that this one had open for writing is still open in whatever child another
+/// thread is just starting, and cannot be run until that child is (ETXTBSY).
+pub fn install(program: impl AsRef<OsStr>, to: &Path) {
+    let copied = Command::new("install")
+        .args(["-m", "755"])
+        .arg(program.as_ref())
+        .arg(to)
+        .status()
+        .unwrap();
+    assert!(copied.success(), "{}: {copied}", to.display());
+}
+
 /// What a finished command left.
 pub struct Run {
     /// Its exit code; `None` if a signal ended it.

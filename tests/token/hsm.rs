@@ -11,6 +11,7 @@ use strongroom::token::{self, InitTarget, KeySpec};
 use zeroize::Zeroizing;
 
 use crate::support::TokenKind;
+use crate::support::process::install;
 
 pub(crate) const PIN: &str = "4711-user-pin";
 pub(crate) const SO_PIN: &str = "0815-so-pin";
@@ -58,9 +59,8 @@ impl Hsm {
             env!("CARGO_BIN_EXE_strongroom")
         );
         // Under a new name first: a script that is being written cannot run.
-        std::fs::write(self.path("worker.new"), script).unwrap();
-        std::fs::set_permissions(self.path("worker.new"), PermissionsExt::from_mode(0o700))
-            .unwrap();
+        std::fs::write(self.path("worker.text"), script).unwrap();
+        install(self.path("worker.text"), &self.path("worker.new"));
         std::fs::rename(self.path("worker.new"), &self.exe).unwrap();
     }
 
