@@ -24,6 +24,9 @@ text{font:13px system-ui,sans-serif;fill:#1f2328}.small{font-size:11px;fill:#596
 @media (prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9198a1}.ours{fill:#2fbf87}.other{fill:#6e7681}.spread{stroke:#e6edf3}.ground{fill:#0d1117}}
 </style>";
 
+/// What a column shows.
+type Figure = fn(&Row) -> Spread;
+
 /// An SVG of these rows.
 pub fn svg(rows: &[&Row], what: &str) -> String {
     let height = TOP + rows.len() as f64 * LINE + 30.0;
@@ -31,7 +34,7 @@ pub fn svg(rows: &[&Row], what: &str) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\n<title>Throughput and processor time: {}</title>\n{STYLE}\n<rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n",
         escape(what)
     );
-    let columns: [(&str, fn(&Row) -> Spread); 2] = [
+    let columns: [(&str, Figure); 2] = [
         ("GiB/s: more is better", Row::rate),
         ("CPU-s/GiB: less is better", Row::cost),
     ];
