@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -395,7 +394,7 @@ impl Server {
                     return None;
                 };
                 self.workers.insert(token, (pid, generation));
-                handle.attach(UnixStream::from(fd), pid);
+                handle.attach(fd, pid);
                 None
             }
             ToServer::WorkerDown {
