@@ -142,8 +142,8 @@ impl<'a> Bench<'a> {
                 "rclone --quiet config create null s3 provider Other endpoint {} \
                    access_key_id test-access-key secret_access_key test-secret-key \
                    force_path_style true no_check_bucket true >/dev/null
-                 rclone --quiet config create crypt crypt remote null:{BUCKET}/rclone \
-                   password \"$(rclone obscure \"$(head -c 24 /dev/urandom | base64)\")\" >/dev/null",
+                 rclone --quiet config create --obscure crypt crypt remote=null:{BUCKET}/rclone \
+                   password=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \\n') >/dev/null",
                 self.store.borrow().http
             ),
             Esdk => "head -c 32 /dev/urandom > esdk.key".to_owned(),

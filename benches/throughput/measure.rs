@@ -214,7 +214,7 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         match (values.first(), values.last()) {
             (Some(&least), Some(&most)) => Self {
-                median: values[values.len() / 2],
+                median: f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2]),
                 least,
                 most,
             },

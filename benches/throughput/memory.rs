@@ -67,7 +67,8 @@ pub fn run(store: &RefCell<Store>, options: &Options) -> Section {
         let what = if chunked {
             format!("a stream of {} GiB", size / GIB)
         } else {
-            format!("{uploads} uploads at once of {} MiB", size >> 20)
+            let plural = if uploads == 1 { "" } else { "s at once" };
+            format!("{uploads} upload{plural} of {} MiB", size >> 20)
         };
         let _ = writeln!(
             text,

@@ -8,8 +8,8 @@ use super::section::short;
 
 /// Pixels: of the whole, of the names, of a column of bars with its figures,
 /// of a contender's line, of a bar.
-const WIDTH: f64 = 920.0;
-const NAMES: f64 = 240.0;
+const WIDTH: f64 = 960.0;
+const NAMES: f64 = 280.0;
 const COLUMN: f64 = 340.0;
 const LINE: f64 = 26.0;
 const BAR: f64 = 14.0;
