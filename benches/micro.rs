@@ -63,7 +63,7 @@ fn message(frame_length: u32) -> (Vec<u8>, Sealer, Opener) {
 
 fn parsed(bytes: &[u8]) -> Header {
     match Header::parse(bytes, Permit::default()).unwrap() {
-        Parsed::Header(header) => header,
+        Parsed::Header(header) => *header,
         Parsed::NeedMore => panic!("it is whole"),
     }
 }

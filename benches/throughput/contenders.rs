@@ -119,43 +119,42 @@ impl<'a> Bench<'a> {
             size,
         };
         write_pattern(&bench.file(), 1, size);
-        std::fs::write(bench.dir.path().join("esdk.key"), [7; 32]).unwrap();
         bench
     }
 
-    /// What the programs of others need, and what `get` reads.
-    pub fn prepare(&self, contenders: &[Contender]) {
-        let wanted = |what| contenders.iter().any(|c| c.what == what);
-        if wanted(Age) {
-            self.shell("age-keygen -o age.key 2>/dev/null && age-keygen -y age.key > age.pub");
-        }
-        if wanted(Rclone) {
-            let endpoint = &self.store.borrow().http;
-            self.shell(&format!(
-                "rclone --quiet config create null s3 provider Other endpoint {endpoint} \
+    /// Makes what it needs: keys and settings of others, and what `get` reads.
+    pub fn prepare(&self, contender: Contender) -> Result<(), String> {
+        let script = match contender.what {
+            Get => {
+                // What is put later is dropped.
+                self.store.borrow_mut().keep(usize::MAX);
+                let file = self.file().display().to_string();
+                let put = ["-q", "put", &file, kept(contender.tls)];
+                let done = self.rig(contender.tls).agent.cli(put);
+                self.store.borrow_mut().keep(0);
+                return (done.code == Some(0)).then_some(()).ok_or(done.stderr);
+            }
+            Age => {
+                "rm -f age.key; age-keygen -o age.key 2>/dev/null && age-keygen -y age.key > age.pub"
+                    .to_owned()
+            }
+            Rclone => format!(
+                "rclone --quiet config create null s3 provider Other endpoint {} \
                    access_key_id test-access-key secret_access_key test-secret-key \
                    force_path_style true no_check_bucket true >/dev/null
-                 rclone --quiet config create crypt crypt remote null:{BUCKET}/rclone \
-                   password \"$(rclone obscure \"$(head -c 24 /dev/urandom | base64)\")\" >/dev/null"
-            ));
-        }
-        // What is put later is dropped.
-        self.store.borrow_mut().keep(usize::MAX);
-        let file = self.file().display().to_string();
-        for contender in contenders.iter().filter(|c| c.what == Get) {
-            let agent = &self.rig(contender.tls).agent;
-            agent.cli(["-q", "put", &file, kept(contender.tls)]).ok();
-        }
-        self.store.borrow_mut().keep(0);
+                 rclone --quiet config create --obscure crypt crypt remote=null:{BUCKET}/rclone \
+                   password=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \\n') >/dev/null",
+                self.store.borrow().http
+            ),
+            Esdk => "head -c 32 /dev/urandom > esdk.key".to_owned(),
+            Put | PutPipe | PlainSdk | AwsCli => return Ok(()),
+        };
+        let mut script = self.bash(contender.tls, &script);
+        measure::run(&mut script, &[]).map(|_| ())
     }
 
     fn rig(&self, tls: bool) -> &Rig {
         if tls { &self.tls } else { &self.plain }
-    }
-
-    fn shell(&self, script: &str) {
-        let status = self.bash(false, script).status().unwrap();
-        assert!(status.success(), "{script}");
     }
 
     /// The program that it lacks here.

@@ -57,13 +57,13 @@ pub fn run(store: &RefCell<Store>, _: &Options) -> Section {
             Aim::at_most(
                 "agent's memory for 1,000,000 objects listed, beyond that for 10,000",
                 FLAT,
-                many.1 - few.1,
+                (many.1 - few.1).max(0.0),
                 " MiB",
             ),
             Aim::at_most(
                 "the command's memory for the same",
                 FLAT,
-                many.2 - few.2,
+                (many.2 - few.2).max(0.0),
                 " MiB",
             ),
         ],

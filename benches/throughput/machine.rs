@@ -6,40 +6,50 @@ pub fn date() -> String {
     now.date().to_string()
 }
 
-/// Processor, cores, memory and kernel.
+/// Processor and cores.
 pub fn name() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        let value = line.and_then(|line| line.split_once(':'));
-        value.map_or_else(
-            || "unknown".to_owned(),
-            |(_, value)| value.trim().to_owned(),
-        )
-    };
     let cpu = read("/proc/cpuinfo");
-    let flags = field(&cpu, "flags");
-    let known: Vec<&str> = ["aes", "vaes", "avx2", "avx512f", "sha_ni"]
-        .into_iter()
-        .filter(|flag| flags.split(' ').any(|f| f == *flag))
-        .collect();
+    let guest = has(&cpu, "hypervisor");
+    format!(
+        "{}{}, {} cores",
+        field(&cpu, "model name"),
+        if guest { " in a virtual machine" } else { "" },
+        std::thread::available_parallelism().map_or(0, usize::from),
+    )
+}
+
+/// What else makes a difference: what the processor can, memory, kernel.
+pub fn details() -> String {
+    let cpu = read("/proc/cpuinfo");
+    let can = ["aes", "vaes", "avx2", "avx512f", "sha_ni"];
+    let can: Vec<&str> = can.into_iter().filter(|flag| has(&cpu, flag)).collect();
     let memory = field(&read("/proc/meminfo"), "MemTotal");
     let memory: u64 = memory.trim_end_matches(" kB").parse().unwrap_or(0);
-    let virtual_machine = flags.split(' ').any(|f| f == "hypervisor");
     format!(
-        "{} ({}; family {}, model {}){}, {} cores, {} GiB, Linux {}",
-        field(&cpu, "model name"),
-        known.join(", "),
+        "family {}, model {}, {}; {} GiB; Linux {}",
         field(&cpu, "cpu family"),
-        // "model name" begins with "model", too, but comes later.
+        // Not "model name".
         field(&cpu, "model\t"),
-        if virtual_machine {
-            " in a virtual machine"
-        } else {
-            ""
-        },
-        std::thread::available_parallelism().map_or(0, usize::from),
+        can.join(", "),
         memory >> 20,
         read("/proc/sys/kernel/osrelease").trim()
     )
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+fn field(text: &str, name: &str) -> String {
+    let line = text.lines().find(|line| line.starts_with(name));
+    let value = line.and_then(|line| line.split_once(':'));
+    value.map_or_else(
+        || "unknown".to_owned(),
+        |(_, value)| value.trim().to_owned(),
+    )
+}
+
+/// Whether the processor has this flag.
+fn has(cpu: &str, flag: &str) -> bool {
+    field(cpu, "flags").split(' ').any(|f| f == flag)
 }

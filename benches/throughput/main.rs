@@ -133,9 +133,15 @@ fn large_file(store: &RefCell<Store>, options: &Options, report: &mut Report) {
     let bench = Bench::new(store, options.size);
     let (present, absent): (Vec<_>, Vec<_>) =
         wanted.into_iter().partition(|c| bench.lacks(*c).is_none());
-    bench.prepare(&present);
     report.versions = bench.versions(&present);
-    report.rows = present.iter().map(|c| Row::new(*c)).collect();
+    for contender in present {
+        let mut row = Row::new(contender);
+        row.failed = bench
+            .prepare(contender)
+            .err()
+            .map(|why| format!("failed: {why}"));
+        report.rows.push(row);
+    }
     for contender in absent {
         let lacks = bench.lacks(contender).unwrap_or_default();
         let mut row = Row::new(contender);

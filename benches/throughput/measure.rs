@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read as _;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process_group};
 
 use super::support::process::Process;
 
@@ -14,6 +16,9 @@ use super::support::process::Process;
 /// only grows: what they had less than this before their end may be missed. A
 /// look costs some 50 µs.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// No command takes longer; one that does is killed, with all it started.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// One run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,6 +81,7 @@ pub fn run(command: &mut Command, served_by: &[Process]) -> Result<Sample, Strin
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .map_err(|e| format!("{:?}: {e}", command.get_program()))?;
     let (pid, mut stderr) = (child.id(), child.stderr.take().unwrap());
@@ -90,6 +96,10 @@ pub fn run(command: &mut Command, served_by: &[Process]) -> Result<Sample, Strin
             let mut peaks = BTreeMap::new();
             while end.recv_timeout(LOOK) == Err(mpsc::RecvTimeoutError::Timeout) {
                 look(pid, &mut peaks);
+                if begun.elapsed() > LIMIT {
+                    let group = rustix::process::Pid::from_raw(pid.try_into().unwrap());
+                    let _ = kill_process_group(group.unwrap(), Signal::KILL);
+                }
             }
             peaks
         });
@@ -204,7 +214,7 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         match (values.first(), values.last()) {
             (Some(&least), Some(&most)) => Self {
-                median: values[values.len() / 2],
+                median: f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2]),
                 least,
                 most,
             },

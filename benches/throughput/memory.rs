@@ -3,14 +3,14 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::io::Read as _;
+use std::io::{BufReader, Write as _};
 use std::time::{Duration, Instant};
 
 use super::measure::{forget_peak, shared_out};
 use super::rig::Rig;
 use super::section::{Aim, Section};
 use super::store::Store;
-use super::support::http::{self, Body};
+use super::support::http;
 use super::support::process::Process;
 use super::support::value;
 use super::{BUCKET, GIB, Options};
@@ -22,6 +22,8 @@ const BEYOND: f64 = 48.0;
 const MAX_REQUESTS: i64 = 300;
 /// After a start or a load, until what ends by itself has ended.
 const REST: Duration = Duration::from_secs(3);
+/// Bytes of a write.
+const WRITE: usize = 64 << 10;
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -65,7 +67,8 @@ pub fn run(store: &RefCell<Store>, options: &Options) -> Section {
         let what = if chunked {
             format!("a stream of {} GiB", size / GIB)
         } else {
-            format!("{uploads} uploads at once of {} MiB", size >> 20)
+            let plural = if uploads == 1 { "" } else { "s at once" };
+            format!("{uploads} upload{plural} of {} MiB", size >> 20)
         };
         let _ = writeln!(
             text,
@@ -127,23 +130,57 @@ fn peak(processes: &[Process], work: impl FnOnce()) -> (f64, f64) {
 
 /// Uploads of zeros, all at once.
 fn puts(rig: &Rig, uploads: usize, size: u64, chunked: bool) {
-    let socket = rig.agent.socket();
     std::thread::scope(|scope| {
         for i in 0..uploads {
-            let socket = &socket;
             scope.spawn(move || {
-                let mut zeros = std::io::repeat(0).take(size);
-                let body = if chunked {
-                    Body::Chunked(&mut zeros)
-                } else {
-                    Body::Sized(size, &mut zeros)
-                };
-                let target = format!("/v1/objects/{BUCKET}/memory/{i}");
-                let mut answer = Vec::new();
-                let reply = http::send(socket, "PUT", &target, &[], body, &mut answer).unwrap();
-                let said = String::from_utf8_lossy(&answer);
-                assert_eq!(reply.status, 201, "{said}");
+                put(
+                    rig,
+                    &format!("/v1/objects/{BUCKET}/memory/{i}"),
+                    size,
+                    chunked,
+                )
             });
         }
     });
+}
+
+/// One of them. The answer comes when all have had their turns, which takes
+/// minutes: there is no limit to waiting for it.
+fn put(rig: &Rig, target: &str, size: u64, chunked: bool) {
+    let stream = rig.agent.connect();
+    stream.set_read_timeout(None).unwrap();
+    stream.set_write_timeout(None).unwrap();
+    let length = if chunked {
+        "Transfer-Encoding: chunked".to_owned()
+    } else {
+        format!("Content-Length: {size}")
+    };
+    let mut to = &stream;
+    write!(
+        to,
+        "PUT {target} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n{length}\r\n\r\n"
+    )
+    .unwrap();
+    let (zeros, mut left) = ([0; WRITE], size);
+    // An agent that refuses says why before it has read everything.
+    while left > 0 {
+        let piece = &zeros[..WRITE.min(usize::try_from(left).unwrap_or(WRITE))];
+        let sent = if chunked {
+            write!(to, "{:x}\r\n", piece.len())
+                .and_then(|()| to.write_all(piece))
+                .and_then(|()| to.write_all(b"\r\n"))
+        } else {
+            to.write_all(piece)
+        };
+        if sent.is_err() {
+            break;
+        }
+        left -= piece.len() as u64;
+    }
+    if chunked && left == 0 {
+        to.write_all(b"0\r\n\r\n").unwrap();
+    }
+    let mut answer = Vec::new();
+    let reply = http::read_reply(&mut BufReader::new(&stream), "PUT", &mut answer).unwrap();
+    assert_eq!(reply.status, 201, "{}", String::from_utf8_lossy(&answer));
 }

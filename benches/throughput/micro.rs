@@ -38,7 +38,8 @@ fn collect(dir: &Path, found: &mut Vec<Found>) {
         serde_json::from_str(&text).ok()
     };
     if let (Some(what), Some(estimates)) = (json("benchmark.json"), json("estimates.json")) {
-        let name = what["full_id"].as_str().unwrap_or_default().to_owned();
+        let name = what["full_id"].as_str().unwrap_or_default();
+        let name = name.replace('/', ": ");
         let bytes = what["throughput"]["Bytes"].as_u64();
         let nanos = estimates["median"]["point_estimate"].as_f64();
         let group = what["group_id"].as_str().unwrap_or_default().to_owned();

@@ -8,8 +8,8 @@ use super::section::short;
 
 /// Pixels: of the whole, of the names, of a column of bars with its figures,
 /// of a contender's line, of a bar.
-const WIDTH: f64 = 920.0;
-const NAMES: f64 = 240.0;
+const WIDTH: f64 = 960.0;
+const NAMES: f64 = 280.0;
 const COLUMN: f64 = 340.0;
 const LINE: f64 = 26.0;
 const BAR: f64 = 14.0;
@@ -24,6 +24,9 @@ text{font:13px system-ui,sans-serif;fill:#1f2328}.small{font-size:11px;fill:#596
 @media (prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9198a1}.ours{fill:#2fbf87}.other{fill:#6e7681}.spread{stroke:#e6edf3}.ground{fill:#0d1117}}
 </style>";
 
+/// What a column shows.
+type Figure = fn(&Row) -> Spread;
+
 /// An SVG of these rows.
 pub fn svg(rows: &[&Row], what: &str) -> String {
     let height = TOP + rows.len() as f64 * LINE + 30.0;
@@ -31,7 +34,7 @@ pub fn svg(rows: &[&Row], what: &str) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\n<title>Throughput and processor time: {}</title>\n{STYLE}\n<rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n",
         escape(what)
     );
-    let columns: [(&str, fn(&Row) -> Spread); 2] = [
+    let columns: [(&str, Figure); 2] = [
         ("GiB/s: more is better", Row::rate),
         ("CPU-s/GiB: less is better", Row::cost),
     ];

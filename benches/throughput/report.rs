@@ -81,7 +81,7 @@ impl Report {
 
     pub fn markdown(&self) -> String {
         let mut text = format!(
-            "Taken {} on {}, with Strongroom {}{}{}.\n\n",
+            "Taken {} on {}, with Strongroom {}{}{}. The machine: {}.\n\n",
             machine::date(),
             machine::name(),
             env!("CARGO_PKG_VERSION"),
@@ -94,7 +94,8 @@ impl Report {
                 ""
             } else {
                 " (without `FULL=1`: 256 uploads of 64 MiB and files of 4 GiB, where that makes them 1 GiB and 20 GiB)"
-            }
+            },
+            machine::details()
         );
         text += &self.aims();
         if !self.rows.is_empty() {
@@ -106,7 +107,7 @@ impl Report {
         if let Some(table) = micro::markdown() {
             let _ = write!(
                 text,
-                "## Pieces\n\nBy criterion, one thread; wrap and unwrap through a worker with SoftHSM.\n\n{table}\n"
+                "## Pieces\n\nBy criterion, one thread; wrap and unwrap through a worker with SoftHSM.\n\n{table}"
             );
         }
         text
