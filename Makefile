@@ -18,7 +18,7 @@ export STRONGROOM_CACHE ?= $(CURDIR)/.cache
 WITH_TOKEN = $(shell grep -lrw Hsm tests --include='*.rs' | grep -v '^tests/support/' | sed -E 's,^tests/([^/.]+).*,--test \1,' | sort -u)
 TEST_KRYOPTIC = STRONGROOM_TEST_TOKEN=kryoptic cargo test --locked --no-fail-fast $(WITH_TOKEN)
 
-.PHONY: help build install uninstall deb demo setup test test-kryoptic soak lint clean
+.PHONY: help build install uninstall deb demo setup test test-kryoptic soak bench lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,14 @@ test-kryoptic: setup ## run the tests with a token on Kryoptic alone
 
 soak: setup ## the campaigns at full size (6 GiB objects; tens of minutes)
 	STRONGROOM_SOAK=1 cargo test --locked --release --no-fail-fast
+
+# Everything is measured and written down, unless BENCH asks for something
+# else: BENCH='--only small', BENCH=--help.
+bench: ## measure it, against others too, and write docs/benchmarks.md (FULL=1: all sizes in full)
+	@tests/setup/peers
+	rm -rf "$(TARGET)/criterion"
+	$(if $(BENCH),,cargo bench --locked --bench micro)
+	cargo bench --locked --bench throughput -- $(or $(BENCH),--write . $(if $(FULL),--full))
 
 lint: ## formatting, clippy, documentation
 	cargo fmt --all --check

@@ -12,8 +12,8 @@ mod recipients;
 mod units;
 
 pub use grammar::{
-    Agent, Anchor, Audit, AuditAlso, Checksum, GcmIv, Key, KeyUse, Keyslots, Message, Metrics,
-    PayloadSigning, Rate, S3, Spool, Token,
+    Agent, Anchor, Audit, AuditAlso, BucketAlias, Checksum, GcmIv, Key, KeyUse, Keyslots, Message,
+    Metrics, PayloadSigning, Rate, S3, Spool, Token,
 };
 pub use grants::{Grant, OVERFLOW_ID, Who};
 pub use recipients::{Holder, MAX_RECIPIENTS, Recipient, Recipients, Writer};
@@ -60,6 +60,8 @@ pub struct Config {
     pub recipients: Recipients,
     /// `[[writer]]`: other hosts that wrap under keys of ours.
     pub writers: Vec<Writer>,
+    /// `[[bucket_alias]]`: buckets with replicas of others' objects.
+    pub bucket_aliases: Vec<BucketAlias>,
     /// `[[grant]]`, in the file's order.
     pub grants: Vec<Grant>,
 }
@@ -104,7 +106,7 @@ impl Config {
     ///
     /// # Errors
     /// Syntax, an unknown key, a wrong type, a value outside its limits, a
-    /// contradiction between settings, or a setting that is not implemented.
+    /// contradiction between settings.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let file: grammar::File = toml::from_str(text).map_err(|error| {
             let hint = units::nearest_hint(error.message()).unwrap_or_else(|| {
@@ -112,15 +114,6 @@ impl Config {
             });
             ConfigError::new(path, error.to_string().trim_end(), hint)
         })?;
-        if let Some(name) = file.unimplemented() {
-            return Err(ConfigError::new(
-                path,
-                format!("`{name}` is not implemented in this release"),
-                format!(
-                    "remove `{name}`: it would not have any effect, and is refused rather than ignored"
-                ),
-            ));
-        }
         let refused = |(message, hint): (String, String)| ConfigError::new(path, message, hint);
         let grants = grants::from_file(file.grant, text).map_err(refused)?;
         let recipients =
@@ -139,6 +132,7 @@ impl Config {
             keys: file.key,
             recipients,
             writers,
+            bucket_aliases: file.bucket_alias,
             grants,
         };
         config.check().map_err(refused)?;
@@ -177,6 +171,7 @@ impl Config {
         self.check_audit()?;
         self.check_metrics()?;
         self.check_s3()?;
+        self.check_aliases()?;
         self.check_tokens()?;
         self.check_keys()?;
         self.check_grants()
@@ -245,6 +240,40 @@ impl Config {
                 "agent.socket_mode lets every local user connect",
                 "use \"0660\" with agent.socket_group",
             );
+        }
+        Ok(())
+    }
+
+    /// Aliases of one bucket would leave open what is expected of its objects,
+    /// and one of an alias where its receipts are.
+    fn check_aliases(&self) -> Result<(), (String, String)> {
+        for (n, alias) in self.bucket_aliases.iter().enumerate() {
+            let BucketAlias { bucket, holds } = alias;
+            if bucket.is_empty() || holds.is_empty() || bucket == holds {
+                return err(
+                    format!("[[bucket_alias]] of {bucket:?} holds {holds:?}"),
+                    "name two buckets: the replica, and the one that its objects were written for",
+                );
+            }
+            let earlier = &self.bucket_aliases[..n];
+            if earlier.iter().any(|other| other.bucket == *bucket) {
+                return err(
+                    format!("two [[bucket_alias]] are of {bucket:?}"),
+                    "a bucket holds the replicas of one other",
+                );
+            }
+            if self
+                .bucket_aliases
+                .iter()
+                .any(|other| other.bucket == *holds)
+            {
+                return err(
+                    format!(
+                        "[[bucket_alias]] of {bucket:?} holds {holds:?}, which is an alias itself"
+                    ),
+                    "name the bucket that the objects were written for",
+                );
+            }
         }
         Ok(())
     }

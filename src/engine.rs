@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, MutexGuard, Notify, oneshot, watch};
 
 use crate::api::{Error, ErrorKind, Receipt};
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::config::{BucketAlias, Config};
 use crate::keyring::Keyring;
 use crate::store::{Buffer, Limits, Place, Pool, Spool, Store};
 
@@ -74,6 +74,8 @@ pub struct Settings {
     pub limits: Limits,
     /// The checksum that the store verifies.
     pub checksum: String,
+    /// Buckets with replicas: each with the one its objects were written for.
+    pub aliases: Vec<BucketAlias>,
 }
 
 impl Settings {
@@ -92,7 +94,25 @@ impl Settings {
             keyslot_prefix: config.keyslots.prefix.clone(),
             limits,
             checksum: format!("{:?}", config.s3.checksum),
+            aliases: config.bucket_aliases.clone(),
         }
+    }
+
+    /// Where what is read at `place` was written: there, or where the bucket
+    /// it is a replica of has it.
+    #[must_use]
+    pub fn home(&self, place: &Place) -> Place {
+        match self.replicated(&place.bucket) {
+            Some(holds) => Place::new(holds, &place.key),
+            None => place.clone(),
+        }
+    }
+
+    /// The bucket whose replicas `bucket` holds, if it is an alias.
+    #[must_use]
+    pub fn replicated(&self, bucket: &str) -> Option<&str> {
+        let alias = self.aliases.iter().find(|alias| alias.bucket == bucket);
+        alias.map(|alias| alias.holds.as_str())
     }
 
     /// The bucket with the slots of the objects of `bucket`.
@@ -296,6 +316,27 @@ impl Engine {
             ));
         }
         Ok(())
+    }
+
+    /// Refuses to write among replicas: what is written there is bound to
+    /// that bucket, and would not be read under the alias.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Forbidden`].
+    pub fn check_no_replica(&self, place: &Place) -> Result<(), Error> {
+        match self.settings.replicated(&place.bucket) {
+            Some(holds) => Err(Error::new(
+                ErrorKind::Forbidden,
+                format!(
+                    "{:?} holds replicas of {holds:?} ([[bucket_alias]])",
+                    place.bucket
+                ),
+            )
+            .hint(format!(
+                "write to s3://{holds}/, and let the store replicate it"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Whether a key lies under the reserved prefix. In any bucket: whoever

@@ -102,7 +102,9 @@ pub async fn get(
     let whole = request.wanted == Wanted::Whole;
     // Before the first byte is asked for: what was current then is no
     // rollback, even if it is replaced while this request runs.
-    let known = known(engine, &request).await?;
+    // Of a replica, what is known of the object that it replicates.
+    let home = engine.settings.home(&request.place);
+    let known = known(engine, &home).await?;
     let hint = known.as_ref().map(|known| known.receipt.stored_size);
     let first = if whole {
         let settings = &engine.settings;
@@ -135,12 +137,18 @@ pub async fn get(
         }
     };
 
-    let place = request.bound_to.as_ref().unwrap_or(&request.place);
-    let receipt = vouching(engine, &request, &header).await?;
+    let place = request.bound_to.as_ref().unwrap_or(&home);
+    let receipt = vouching(engine, &home, &header).await?;
+    // A bucket's keyslots are replicated with its objects.
+    let slots = match request.bound_to {
+        Some(_) => &place.bucket,
+        None => &request.place.bucket,
+    };
     let Unlocked { opened, via } = unlock(
         engine,
         &header,
         place,
+        slots,
         request.rings.as_deref(),
         receipt.is_some(),
     )
@@ -148,7 +156,14 @@ pub async fn get(
     // The data key goes here; what opens the body stays.
     let (opener, wrapping_key) = (opened.opener, opened.key);
     let created = binding::check(header.context(), place, request.allow_unbound)?;
-    let standing = check_standing(engine, &request, &header, created, known, &window.pin).await?;
+    let named = request.version_id.is_some();
+    let standing = check_standing(engine, &home, named, &header, created, known, &window.pin);
+    let standing = standing.await.map_err(|error| match error.kind {
+        ErrorKind::RolledBack if home != request.place => {
+            error.hint("a replica may be behind its bucket: name its version to have what it holds")
+        }
+        _ => error,
+    })?;
 
     let vouched = match via {
         Via::Compromised => receipt,
@@ -187,8 +202,8 @@ pub async fn get(
 }
 
 /// The receipt of what this host stored there last, if it is there still.
-async fn known(engine: &Engine, request: &GetRequest) -> Result<Option<Known>, Error> {
-    let Place { bucket, key } = &request.place;
+async fn known(engine: &Engine, place: &Place) -> Result<Option<Known>, Error> {
+    let Place { bucket, key } = place;
     let known = engine.catalog.lookup(bucket, key).await;
     let known = known.map_err(|e| unreadable(&e))?;
     Ok(known.filter(|known| !known.deleted))
@@ -198,14 +213,13 @@ async fn known(engine: &Engine, request: &GetRequest) -> Result<Option<Known>, E
 /// have to be tried (SECURITY rule 10).
 async fn vouching(
     engine: &Engine,
-    request: &GetRequest,
+    place: &Place,
     header: &Header,
 ) -> Result<Option<Receipt>, Error> {
     if engine.keyring.search(header, None).compromised().is_empty() {
         return Ok(None);
     }
     let message_id = header.message_id().to_string();
-    let place = &request.place;
     // Not what a rebuilt catalogue only found there.
     let found = engine
         .catalog
@@ -221,7 +235,8 @@ fn unreadable(error: &CatalogError) -> Error {
 /// rollback. Whoever named a version meant that one: he is told, and served.
 async fn check_standing(
     engine: &Engine,
-    request: &GetRequest,
+    place: &Place,
+    names_version: bool,
     header: &Header,
     created: u64,
     known: Option<Known>,
@@ -231,7 +246,6 @@ async fn check_standing(
     if known.is_some_and(|known| !known.found && known.receipt.message_id == message_id) {
         return Ok(api::Standing::Current);
     }
-    let place = &request.place;
     // What a rebuilt catalogue only found there has nobody's word.
     let ours = |standing| async move {
         let id = header.message_id().to_string();
@@ -250,7 +264,7 @@ async fn check_standing(
             .map_err(|e| unreadable(&e))
     };
     let mut standing = classify().await?;
-    if request.version_id.is_some() {
+    if names_version {
         return match standing {
             Standing::Unknown => Ok(api::Standing::Unknown),
             Standing::Current(_) => ours(api::Standing::Current).await,

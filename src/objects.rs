@@ -172,9 +172,10 @@ pub async fn inspect(
         .get(CONTEXT_CREATED)
         .and_then(|text| text.parse().ok())
         .unwrap_or(0);
+    let home = engine.settings.home(place);
     let standing = engine
         .catalog
-        .classify(&place.bucket, &place.key, &message_id, created)
+        .classify(&home.bucket, &home.key, &message_id, created)
         .await
         .map_err(|e| Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(e))?;
     let keyslots = unlock::told(engine, &header, place)
@@ -188,7 +189,7 @@ pub async fn inspect(
         .collect();
     let first_seen = engine
         .catalog
-        .first_seen(&place.bucket, &place.key, &message_id)
+        .first_seen(&home.bucket, &home.key, &message_id)
         .await
         .map_err(|e| Error::new(ErrorKind::StateFailed, "the catalogue cannot be read").log(e))?;
     let encrypted_data_keys: Vec<InspectedKey> = header

@@ -183,6 +183,7 @@ async fn check(
 ) -> Result<(Option<Key>, Option<Use>), Error> {
     op.check()?;
     engine.check_reserved(&request.place)?;
+    engine.check_no_replica(&request.place)?;
     request.attributes.check().map_err(|e| store_error(&e))?;
     let key = wrapping_key(engine, request.ring.as_deref())?;
     let in_use = key.as_ref().map(|key| engine.uses.begin(&key.name));

@@ -150,7 +150,8 @@ async fn seen(
     let wrapping_key = if request.unverified {
         holders(&header).into_iter().next().unwrap_or_default()
     } else {
-        let Unlocked { opened, .. } = unlock(engine, &header, place, None, false).await?;
+        let Unlocked { opened, .. } =
+            unlock(engine, &header, place, &place.bucket, None, false).await?;
         opened.key
     };
     let message_id = header.message_id().to_string();

@@ -63,7 +63,8 @@ pub struct Slots {
 }
 
 /// Finds the data key of a header that belongs at `place` (the first one, for
-/// a copy), with keys of these rings. `vouched`: the catalogue knows the
+/// a copy), with keys of these rings; keyslots are those of the objects of
+/// bucket `slots`. `vouched`: the catalogue knows the
 /// message, so that a compromised key may be tried at all.
 ///
 /// # Errors
@@ -73,6 +74,7 @@ pub async fn unlock(
     engine: &Engine,
     header: &Header,
     place: &Place,
+    slots: &str,
     rings: Option<&[String]>,
     vouched: bool,
 ) -> Result<Unlocked, Error> {
@@ -93,30 +95,30 @@ pub async fn unlock(
                 told.cut = true;
                 break;
             }
-            let slots = slots_of(engine, &mut search, &place.bucket, key).await?;
-            requests += slots.asked;
-            if let Some((opened, name)) = slots.opened {
+            let found = slots_of(engine, &mut search, slots, key).await?;
+            requests += found.asked;
+            if let Some((opened, name)) = found.opened {
                 return Ok(Unlocked {
                     opened,
                     via: Via::Slot(name),
                 });
             }
-            told.add(key, slots.bad);
+            told.add(key, found.bad);
         }
         for key in &keys {
             if requests >= SLOT_REQUESTS || !search.may_try() {
                 told.cut = true;
                 break;
             }
-            let slots = packed(engine, &mut search, place, key).await?;
-            requests += slots.asked;
-            if let Some((opened, name)) = slots.opened {
+            let found = packed(engine, &mut search, place, slots, key).await?;
+            requests += found.asked;
+            if let Some((opened, name)) = found.opened {
                 return Ok(Unlocked {
                     opened,
                     via: Via::Slot(name),
                 });
             }
-            told.bad.extend(told_of(slots.bad));
+            told.bad.extend(told_of(found.bad));
         }
     }
     let compromised = search.compromised();
@@ -190,8 +192,9 @@ pub fn object_hash(key: &str) -> u64 {
     u64::from_be_bytes(high)
 }
 
-/// Looks for the message in the packs of one key that cover its place: one
-/// listing, and one ranged read for each of them.
+/// Looks for the message in the packs of one key that cover its place, among
+/// the slots of the objects of bucket `slots`: one listing, and one ranged
+/// read for each of them.
 ///
 /// # Errors
 /// The header was altered.
@@ -199,10 +202,11 @@ pub async fn packed(
     engine: &Engine,
     search: &mut Search<'_>,
     place: &Place,
+    slots: &str,
     key: &Key,
 ) -> Result<Slots, Error> {
     let settings = &engine.settings;
-    let bucket = settings.slot_bucket(&place.bucket);
+    let bucket = settings.slot_bucket(slots);
     let prefix = pack_prefix(&settings.keyslot_prefix, &key.name, &place.bucket);
     let after = packs_behind(&prefix, &place.key);
     let mut slots = Slots {

@@ -119,21 +119,14 @@ fn a_configuration_that_makes_no_sense_is_refused() {
             c["s3"]["part_size"] = value("1 MiB");
         },
     );
-    refused(
-        &hsm,
-        78,
-        &[
-            "`[[bucket_alias]]` is not implemented in this release",
-            "remove `[[bucket_alias]]`",
-        ],
-        |c| {
-            let mut alias = toml_edit::Table::new();
-            alias["bucket"] = value("replica");
-            let mut all = toml_edit::ArrayOfTables::new();
-            all.push(alias);
-            c["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
-        },
-    );
+    refused(&hsm, 78, &["holds \"replica\"", "name two buckets"], |c| {
+        let mut alias = toml_edit::Table::new();
+        alias["bucket"] = value("replica");
+        alias["holds"] = value("replica");
+        let mut all = toml_edit::ArrayOfTables::new();
+        all.push(alias);
+        c["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
+    });
     refused(
         &hsm,
         78,

@@ -2,6 +2,8 @@
 //! tell of, links resolve, commands and options exist.
 #![allow(clippy::unwrap_used)]
 
+#[path = "docs/benchmarks.rs"]
+mod benchmarks;
 #[path = "docs/commands.rs"]
 mod commands;
 #[path = "docs/examples.rs"]

@@ -388,6 +388,61 @@ fn rule_05_06_an_object_of_another_place_or_time_is_refused() {
 }
 
 #[test]
+fn rule_05_06_a_replica_is_read_under_its_own_name_as_what_it_replicates() {
+    let (hsm, weed) = (Hsm::new(), Weed::shared());
+    let (home, replica) = (weed.bucket("home"), weed.versioned_bucket("replica"));
+    let agent = Agent::start(&hsm, weed, |config| {
+        config["message"]["frame_length"] = value("4 KiB");
+        let mut alias = toml_edit::Table::new();
+        alias["bucket"] = value(&replica);
+        alias["holds"] = value(&home);
+        let mut all = toml_edit::ArrayOfTables::new();
+        all.push(alias);
+        config["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
+    });
+    let old = stored(&agent, weed, &home, "k", &pattern(1, 9000));
+    let other = stored(&agent, weed, &home, "other", &pattern(2, 9000));
+    let now = stored(&agent, weed, &home, "k", &pattern(3, 9000));
+    weed.raw_put(&replica, "k", &now);
+    let reply = read(&agent, &replica, "k");
+    assert!(reply.complete && reply.body == pattern(3, 9000));
+    assert_eq!(reply.header("strongroom-standing"), Some("current"));
+    let range = [("Range", "bytes=5000-5003")];
+    let target = format!("/v1/objects/{replica}/k");
+    let reply = agent.http("GET", &target, &range, b"");
+    assert_eq!(reply.body, pattern(3, 9000)[5000..5004]);
+    let inspected = agent.http("GET", &format!("{target}?inspect"), &[], b"");
+    assert_eq!(inspected.status, 200, "{}", inspected.text());
+
+    // What the other bucket has elsewhere, or had before.
+    for (bytes, expected) in [(&other, "elsewhere"), (&old, "rolled-back")] {
+        weed.raw_put(&replica, "k", bytes);
+        let reply = read(&agent, &replica, "k");
+        assert_eq!(refused(&agent, expected, &reply, &[]), expected);
+    }
+    read(&agent, &replica, "k").fails("rolled-back", &["a replica may be behind"]);
+    let versions = weed.list_versions(&replica, "k");
+    let version = versions.iter().find(|version| version.latest).unwrap();
+    let target = format!("{target}?version_id={}", version.id);
+    let reply = agent.http("GET", &target, &[], b"");
+    assert_eq!(reply.body, pattern(1, 9000));
+    assert_eq!(reply.header("strongroom-standing"), Some("superseded"));
+
+    // Nothing is written there, and the home's objects do not hear of it.
+    let reply = agent.http("PUT", &format!("/v1/objects/{replica}/new"), &[], b"x");
+    reply.fails(
+        "forbidden",
+        &["holds replicas of", "let the store replicate it"],
+    );
+    assert_eq!(weed.raw_get(&replica, "new"), None);
+    assert_eq!(read(&agent, &home, "k").body, pattern(3, 9000));
+    // Without the alias it is just an object of another place.
+    let stranger = small_frames(&hsm, weed);
+    let slug = refused(&stranger, "no alias", &read(&stranger, &replica, "k"), &[]);
+    assert_eq!(slug, "elsewhere");
+}
+
+#[test]
 fn rule_06_a_deleted_object_that_comes_back_is_refused() {
     let (hsm, weed) = (Hsm::new(), Weed::shared());
     let mut agent = small_frames(&hsm, weed);

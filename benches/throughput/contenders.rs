@@ -4,26 +4,24 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
-use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
-
 use super::measure::{self, Sample};
+use super::rig::Rig;
 use super::store::Store;
-use super::support::{self, Agent, Hsm, value, write_pattern};
+use super::support::{self, write_pattern};
+use super::{BUCKET, plain_sdk};
 
-/// Asks this program to upload a file with the SDK's defaults, in the clear.
-pub const PLAIN: &str = "--plain-sdk";
-/// Part size of that, in bytes: ours and the AWS command line's.
-const PART: usize = 8 << 20;
-/// Parts in flight of that: the AWS command line's `max_concurrent_requests`.
-const IN_FLIGHT: usize = 10;
-const BUCKET: &str = "bench";
-const KEPT: &str = "s3://bench/kept";
+/// What is fetched: each agent has a token of its own.
+const fn kept(tls: bool) -> &'static str {
+    if tls {
+        "s3://bench/kept-tls"
+    } else {
+        "s3://bench/kept"
+    }
+}
 
-/// One of them.
+/// What is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contender {
+pub enum What {
     Put,
     PutPipe,
     Get,
@@ -31,256 +29,251 @@ pub enum Contender {
     AwsCli,
     Age,
     Rclone,
+    Esdk,
 }
 
-use Contender::{Age, AwsCli, Get, PlainSdk, Put, PutPipe, Rclone};
+use What::{Age, AwsCli, Esdk, Get, PlainSdk, Put, PutPipe, Rclone};
+
+/// One of them, over http or https.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contender {
+    pub what: What,
+    pub tls: bool,
+}
+
+const fn http(what: What) -> Contender {
+    Contender { what, tls: false }
+}
+
+const fn https(what: What) -> Contender {
+    Contender { what, tls: true }
+}
 
 /// All, in the order of the report.
-pub const ALL: &[Contender] = &[Put, PutPipe, Get, PlainSdk, AwsCli, Age, Rclone];
+pub const ALL: &[Contender] = &[
+    http(Put),
+    http(PutPipe),
+    http(Get),
+    http(PlainSdk),
+    http(AwsCli),
+    http(Age),
+    http(Esdk),
+    http(Rclone),
+    https(Put),
+    https(Get),
+    https(PlainSdk),
+    https(AwsCli),
+    https(Age),
+];
 
 impl Contender {
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> String {
+        let name = match self.what {
             Put => "strongroom put FILE",
-            PutPipe => "strongroom put - (pipe)",
+            PutPipe => "cat | strongroom put -",
             Get => "strongroom get to a file",
-            PlainSdk => "aws-sdk-s3, no encryption",
-            AwsCli => "aws s3 cp, no encryption",
+            PlainSdk => "aws-sdk-s3 (Rust), not encrypted",
+            AwsCli => "aws s3 cp, not encrypted",
             Age => "age | aws s3 cp -",
             Rclone => "rclone crypt",
-        }
+            Esdk => "Python ESDK | aws s3 cp -",
+        };
+        format!("{name}{}", if self.tls { ", TLS" } else { "" })
     }
 
-    /// The program without which it cannot be measured.
-    fn program(self) -> Option<&'static str> {
-        match self {
-            Put | PutPipe | Get | PlainSdk => None,
-            AwsCli => Some("aws"),
-            Age => Some("age"),
-            Rclone => Some("rclone"),
+    /// The programs without which it cannot be measured.
+    fn programs(self) -> &'static [&'static str] {
+        match self.what {
+            Put | PutPipe | Get | PlainSdk => &[],
+            AwsCli | Esdk => &["aws"],
+            Age => &["age", "aws"],
+            Rclone => &["rclone"],
         }
     }
 }
 
-/// Store, agent and file.
-pub struct Bench {
-    store: RefCell<Store>,
-    pub agent: Agent,
-    _hsm: Hsm,
+/// Store, agents and file.
+pub struct Bench<'a> {
+    store: &'a RefCell<Store>,
+    plain: Rig,
+    tls: Rig,
     dir: tempfile::TempDir,
     path: std::ffi::OsString,
+    size: u64,
 }
 
-impl Bench {
+impl<'a> Bench<'a> {
     /// A file of `size` bytes in memory, and whoever has to do with it.
-    pub fn new(size: u64) -> Self {
-        let store = Store::start();
-        let hsm = Hsm::new();
-        let mut agent = Agent::prepare(&hsm, support::Store::at(&store.endpoint), |config| {
-            config["s3"]["payload_signing"] = value("never");
-        });
-        agent.set("STRONGROOM_LOG", "info");
-        agent.launch();
-        agent.await_ready().unwrap();
+    pub fn new(store: &'a RefCell<Store>, size: u64) -> Self {
+        let plain = Rig::start(&store.borrow().http, |_| {});
+        let tls = Rig::over_tls(&store.borrow());
         let dir = tempfile::Builder::new()
             .prefix("strongroom-bench")
             .tempdir_in("/dev/shm");
-        let dir = dir.unwrap();
-        write_pattern(&dir.path().join("file"), 1, size);
-        let bin = support::cache().join("peers/bin");
-        let mut path = bin.into_os_string();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
         let bench = Self {
-            store: RefCell::new(store),
-            agent,
-            _hsm: hsm,
-            dir,
-            path,
+            store,
+            plain,
+            tls,
+            dir: dir.unwrap(),
+            path: path(),
+            size,
         };
-        bench.set_up();
-        // What `get` reads; what is put later is dropped.
-        bench.store.borrow_mut().keep(1 << 40);
-        let file = bench.file().display().to_string();
-        bench.agent.cli(["-q", "put", &file, KEPT]).ok();
-        bench.store.borrow_mut().keep(0);
+        write_pattern(&bench.file(), 1, size);
         bench
     }
 
-    fn set_up(&self) {
-        if self.has(&Age) {
-            self.shell("age-keygen -o age.key 2>/dev/null && age-keygen -y age.key > age.pub");
-        }
-        if self.has(&Rclone) {
-            let endpoint = &self.store.borrow().endpoint;
-            self.shell(&format!(
-                "export RCLONE_CONFIG=rclone.conf
-                 rclone config create null s3 provider Other endpoint {endpoint} \
+    /// Makes what it needs: keys and settings of others, and what `get` reads.
+    pub fn prepare(&self, contender: Contender) -> Result<(), String> {
+        let script = match contender.what {
+            Get => {
+                // What is put later is dropped.
+                self.store.borrow_mut().keep(usize::MAX);
+                let file = self.file().display().to_string();
+                let put = ["-q", "put", &file, kept(contender.tls)];
+                let done = self.rig(contender.tls).agent.cli(put);
+                self.store.borrow_mut().keep(0);
+                return (done.code == Some(0)).then_some(()).ok_or(done.stderr);
+            }
+            Age => {
+                "rm -f age.key; age-keygen -o age.key 2>/dev/null && age-keygen -y age.key > age.pub"
+                    .to_owned()
+            }
+            Rclone => format!(
+                "rclone --quiet config create null s3 provider Other endpoint {} \
                    access_key_id test-access-key secret_access_key test-secret-key \
                    force_path_style true no_check_bucket true >/dev/null
-                 rclone config create crypt crypt remote null:{BUCKET}/rclone \
-                   password \"$(rclone obscure \"$(head -c 24 /dev/urandom | base64)\")\" >/dev/null"
-            ));
-        }
-    }
-
-    fn shell(&self, script: &str) {
-        assert!(self.bash(script).status().unwrap().success(), "{script}");
-    }
-
-    /// Whether it can be measured here.
-    pub fn has(&self, contender: &Contender) -> bool {
-        let found = |program: &str| {
-            std::env::split_paths(&self.path).any(|dir: PathBuf| dir.join(program).is_file())
+                 rclone --quiet config create --obscure crypt crypt remote=null:{BUCKET}/rclone \
+                   password=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \\n') >/dev/null",
+                self.store.borrow().http
+            ),
+            Esdk => "head -c 32 /dev/urandom > esdk.key".to_owned(),
+            Put | PutPipe | PlainSdk | AwsCli => return Ok(()),
         };
-        let program = contender.program();
-        program.is_none_or(found) && (*contender != Age || found("aws"))
+        let mut script = self.bash(contender.tls, &script);
+        measure::run(&mut script, &[]).map(|_| ())
+    }
+
+    fn rig(&self, tls: bool) -> &Rig {
+        if tls { &self.tls } else { &self.plain }
+    }
+
+    /// The program that it lacks here.
+    pub fn lacks(&self, contender: Contender) -> Option<&'static str> {
+        if contender.what == Esdk && !python().is_file() {
+            return Some("the stock Python AWS Encryption SDK");
+        }
+        let missing = |program: &&&str| {
+            !std::env::split_paths(&self.path).any(|dir: PathBuf| dir.join(program).is_file())
+        };
+        contender.programs().iter().find(missing).copied()
+    }
+
+    /// Which versions of the others these are.
+    pub fn versions(&self, contenders: &[Contender]) -> Vec<String> {
+        let mut all = Vec::new();
+        for (what, script) in [
+            (AwsCli, "aws --version | sed -E 's,/, ,;s/ Linux.*//'"),
+            (Age, "echo age $(age --version)"),
+            (Rclone, "rclone version | head -n 1"),
+            (
+                Esdk,
+                "echo aws-encryption-sdk for Python $(\"$PYTHON\" -c 'import aws_encryption_sdk.identifiers as i; print(i.__version__)')",
+            ),
+        ] {
+            if contenders.iter().any(|c| c.what == what) {
+                let said = self.bash(false, script).output().unwrap().stdout;
+                all.push(String::from_utf8_lossy(&said).trim().to_owned());
+            }
+        }
+        all
     }
 
     fn file(&self) -> PathBuf {
         self.dir.path().join("file")
     }
 
-    fn bash(&self, script: &str) -> Command {
+    fn bash(&self, tls: bool, script: &str) -> Command {
+        let store = self.store.borrow();
         let mut command = Command::new("bash");
         command
             .args(["-euo", "pipefail", "-c", script])
             .current_dir(self.dir.path())
             .env("PATH", &self.path)
-            .env("RCLONE_CONFIG", "rclone.conf")
+            .env("PYTHON", python())
+            .env("RCLONE_CONFIG", self.dir.path().join("rclone.conf"))
             .env("AWS_ACCESS_KEY_ID", "test-access-key")
             .env("AWS_SECRET_ACCESS_KEY", "test-secret-key")
             .env("AWS_REGION", "us-east-1")
             .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env("AWS_ENDPOINT_URL", &self.store.borrow().endpoint);
+            .env("AWS_CA_BUNDLE", store.authority.path())
+            .env(
+                "AWS_ENDPOINT_URL",
+                if tls { &store.https } else { &store.http },
+            );
         command
     }
 
     /// One run of one contender.
-    pub fn run(&self, contender: &Contender) -> Sample {
+    pub fn run(&self, contender: Contender) -> Result<Sample, String> {
         let out = self.dir.path().join("out");
         let _ = std::fs::remove_file(&out);
-        let ours = self.agent.processes();
-        let object = format!("s3://{BUCKET}/file");
-        let file = self.file().display().to_string();
-        self.store.borrow_mut().requests();
-        let mut sample = match contender {
-            Put => measure::run(
-                &mut self.agent.command(["-q", "put", &file, &object]),
-                &ours,
-            ),
+        let tls = contender.tls;
+        let agent = &self.rig(tls).agent;
+        let ours = agent.processes();
+        let (file, object) = (self.file(), format!("s3://{BUCKET}/file"));
+        let (file, out) = (file.display().to_string(), out.display().to_string());
+        let served = matches!(contender.what, Put | PutPipe | Get);
+        let mut command = match contender.what {
+            Put => agent.command(["-q", "put", &file, &object]),
+            Get => agent.command(["-q", "get", kept(tls), &out]),
             PutPipe => {
                 let cli = support::process::strongroom();
                 let program = Path::new(cli.get_program()).display().to_string();
-                let socket = self.agent.socket().display().to_string();
-                let script = format!("cat file | {program} --socket {socket} -q put - {object}");
-                measure::run(&mut self.bash(&script), &ours)
-            }
-            Get => {
-                let out = out.display().to_string();
-                measure::run(&mut self.agent.command(["-q", "get", KEPT, &out]), &ours)
+                let socket = agent.socket().display().to_string();
+                let put = format!("{program} --socket {socket} -q put - {object}");
+                self.bash(tls, &format!("cat file | {put}"))
             }
             PlainSdk => {
-                let mut command = Command::new(std::env::current_exe().unwrap());
-                command.args([PLAIN, &self.store.borrow().endpoint, &file]);
-                measure::run(&mut command, &[])
+                let store = self.store.borrow();
+                let endpoint = if tls { &store.https } else { &store.http };
+                let authority = store.authority.path();
+                plain_sdk::command(endpoint, authority, BUCKET, Path::new(&file))
             }
-            AwsCli => measure::run(
-                &mut self.bash(&format!("exec aws s3 cp --quiet file s3://{BUCKET}/plain")),
-                &[],
+            AwsCli => self.bash(tls, "exec aws s3 cp --quiet file s3://bench/plain"),
+            Age => self.bash(
+                tls,
+                "age -R age.pub file | aws s3 cp --quiet - s3://bench/age",
             ),
-            Age => measure::run(
-                &mut self.bash(&format!(
-                    "age -R age.pub file | aws s3 cp --quiet - s3://{BUCKET}/age"
-                )),
-                &[],
+            Rclone => self.bash(tls, "exec rclone copyto --ignore-times file crypt:file"),
+            // Suite and frame length as ours.
+            Esdk => self.bash(
+                tls,
+                &format!(
+                    "\"$PYTHON\" {} encrypt bench bench esdk.key file /dev/fd/3 '{{}}' {} 3>&1 >/dev/null | aws s3 cp --quiet - s3://bench/esdk",
+                    support::root().join("tests/readers/esdk.py").display(),
+                    256 << 10
+                ),
             ),
-            Rclone => measure::run(&mut self.bash("exec rclone copyto file crypt:file"), &[]),
         };
-        sample.requests = self.store.borrow_mut().requests();
-        sample
-    }
-
-    /// Requests since somebody asked last.
-    pub fn requests(&self) -> u64 {
-        self.store.borrow_mut().requests()
+        self.store.borrow_mut().count();
+        let before = self.store.borrow().cpu();
+        let mut sample = measure::run(&mut command, if served { &ours } else { &[] })?;
+        sample.store_cpu = self.store.borrow().cpu().saturating_sub(before);
+        sample.requests = self.store.borrow_mut().count().requests;
+        sample.bytes = self.size;
+        Ok(sample)
     }
 }
 
-/// What anybody would write first: parts read from the file, sent with the
-/// SDK's defaults, several at once.
-pub fn plain_sdk() {
-    let args: Vec<String> = std::env::args().collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    runtime.unwrap().block_on(async {
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .endpoint_url(&args[2])
-            .force_path_style(true)
-            .credentials_provider(Credentials::new(
-                "test-access-key",
-                "secret",
-                None,
-                None,
-                "bench",
-            ))
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
-            .build();
-        let client = aws_sdk_s3::Client::from_conf(config);
-        let begun = client
-            .create_multipart_upload()
-            .bucket(BUCKET)
-            .key("plain-sdk");
-        let id = begun.send().await.unwrap().upload_id.unwrap();
-        let mut file = tokio::fs::File::open(&args[3]).await.unwrap();
-        let (mut parts, mut sending) = (Vec::new(), tokio::task::JoinSet::new());
-        let done = |sent: Option<Result<CompletedPart, _>>| {
-            sent.map(|part: Result<_, tokio::task::JoinError>| part.unwrap())
-        };
-        for number in 1.. {
-            let mut buffer = Vec::with_capacity(PART);
-            let mut part = tokio::io::AsyncReadExt::take(&mut file, PART as u64);
-            let read = tokio::io::AsyncReadExt::read_to_end(&mut part, &mut buffer);
-            if read.await.unwrap() == 0 {
-                break;
-            }
-            if sending.len() == IN_FLIGHT {
-                parts.extend(done(sending.join_next().await));
-            }
-            let sent = client
-                .upload_part()
-                .bucket(BUCKET)
-                .key("plain-sdk")
-                .upload_id(&id)
-                .part_number(number)
-                .body(ByteStream::from(buffer))
-                .send();
-            sending.spawn(async move {
-                let etag = sent.await.unwrap().e_tag.unwrap();
-                CompletedPart::builder()
-                    .part_number(number)
-                    .e_tag(etag)
-                    .build()
-            });
-        }
-        while let Some(part) = done(sending.join_next().await) {
-            parts.push(part);
-        }
-        parts.sort_by_key(CompletedPart::part_number);
-        let parts = CompletedMultipartUpload::builder()
-            .set_parts(Some(parts))
-            .build();
-        client
-            .complete_multipart_upload()
-            .bucket(BUCKET)
-            .key("plain-sdk")
-            .upload_id(&id)
-            .multipart_upload(parts)
-            .send()
-            .await
-            .unwrap();
-    });
+/// Where programs are: those that tests/setup/peers installed come first.
+fn path() -> std::ffi::OsString {
+    let mut path = support::cache().join("peers/bin").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    path
+}
+
+/// A Python with the stock AWS Encryption SDK.
+fn python() -> PathBuf {
+    support::cache().join("venv/bin/python")
 }

@@ -1,160 +1,261 @@
-//! docs/benchmarks.md and its plot, from the figures of one run.
+//! docs/benchmarks.md, its plot and the README's paragraph, from the figures of
+//! one run.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::contenders::Contender;
-use super::measure::{Sample, spread};
-use super::small::Small;
+use super::contenders::{Contender, What};
+use super::measure::{Sample, Spread};
+use super::section::{Aim, Section};
+use super::{Options, machine, micro, plot};
 
 /// What stands between these lines of docs/benchmarks.md is written here.
-const BEGIN: &str = "<!-- figures: written by `make bench` -->";
-const END: &str = "<!-- end of figures -->";
+const FIGURES: [&str; 2] = [
+    "<!-- figures: written by `make bench` -->",
+    "<!-- end of figures -->",
+];
+/// The same of README.md.
+const SPEED: [&str; 2] = [
+    "<!-- speed: written by `make bench` -->",
+    "<!-- end of speed -->",
+];
 
-/// A contender's figures: median, least, most.
+/// A contender's figures.
 pub struct Row {
-    name: &'static str,
-    /// GiB a second.
-    rate: (f64, f64, f64),
-    /// Processor seconds a GiB.
-    cpu: (f64, f64, f64),
-    /// Resident memory, MiB.
-    peak: f64,
-    requests: f64,
+    pub contender: Contender,
+    pub samples: Vec<Sample>,
+    /// Why there are none.
+    pub failed: Option<String>,
 }
 
 impl Row {
-    pub fn new(contender: &Contender, samples: &[Sample], size: u64) -> Self {
-        let gib = size as f64 / (1_u64 << 30) as f64;
-        let of = |pick: &dyn Fn(&Sample) -> f64| spread(samples.iter().map(pick));
+    pub fn new(contender: Contender) -> Self {
         Self {
-            name: contender.name(),
-            rate: of(&|s| gib / s.wall.as_secs_f64()),
-            cpu: of(&|s| s.cpu.as_secs_f64() / gib),
-            peak: of(&|s| s.peak as f64 / (1_u64 << 20) as f64).0,
-            requests: of(&|s| s.requests as f64).0,
+            contender,
+            samples: Vec::new(),
+            failed: None,
         }
+    }
+
+    fn of(&self, pick: impl Fn(&Sample) -> f64) -> Spread {
+        Spread::of(self.samples.iter().map(pick))
+    }
+
+    /// Seconds from start to end.
+    fn wall(&self) -> Spread {
+        self.of(|s| s.wall.as_secs_f64())
+    }
+
+    /// GiB a second.
+    pub fn rate(&self) -> Spread {
+        self.of(Sample::rate)
+    }
+
+    /// Processor seconds a GiB.
+    pub fn cost(&self) -> Spread {
+        self.of(Sample::cost)
     }
 }
 
 pub struct Report {
     pub rows: Vec<Row>,
-    pub small: Option<Small>,
-    pub absent: Vec<&'static str>,
-    pub size: u64,
-    pub runs: usize,
+    /// Of the programs of others.
+    pub versions: Vec<String>,
+    pub sections: Vec<Section>,
+    size: u64,
+    runs: usize,
+    full: bool,
 }
 
 impl Report {
+    pub fn new(options: &Options) -> Self {
+        Self {
+            rows: Vec::new(),
+            versions: Vec::new(),
+            sections: Vec::new(),
+            size: options.size,
+            runs: options.runs,
+            full: options.full,
+        }
+    }
+
     pub fn markdown(&self) -> String {
-        let mut text = String::new();
-        let _ = writeln!(
-            text,
-            "{} on {}: a file of {} MiB in memory to a null store on the same machine over http, {} runs of each in turns; median (least to most).\n",
-            date(),
-            machine(),
-            self.size >> 20,
-            self.runs
+        let mut text = format!(
+            "Taken {} on {}, with Strongroom {}{}{}. The machine: {}.\n\n",
+            machine::date(),
+            machine::name(),
+            env!("CARGO_PKG_VERSION"),
+            // Whoever works on it links faster.
+            match option_env!("CARGO_PROFILE_RELEASE_LTO") {
+                Some("off") => " built without link-time optimisation",
+                _ => "",
+            },
+            if self.full {
+                ""
+            } else {
+                " (without `FULL=1`: 256 uploads of 64 MiB and files of 4 GiB, where that makes them 1 GiB and 20 GiB)"
+            },
+            machine::details()
         );
-        text += "| | GiB/s | CPU-s/GiB, all processes but the store | peak memory, MiB | requests |\n|---|---|---|---|---|\n";
-        for row in &self.rows {
-            let range = |(middle, least, most): (f64, f64, f64)| {
-                format!("{middle:.2} ({least:.2} to {most:.2})")
-            };
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {:.0} | {:.0} |",
-                row.name.replace('|', "\\|"),
-                range(row.rate),
-                range(row.cpu),
-                row.peak,
-                row.requests
-            );
+        text += &self.aims();
+        if !self.rows.is_empty() {
+            text += &self.large_file();
         }
-        if let Some(small) = &self.small {
-            let (rate, least, most) = small.rate;
-            let _ = writeln!(
-                text,
-                "\n4 KiB puts from 64 connections, SoftHSM: {rate:.0} a second ({least:.0} to {most:.0}), p99 {:.0} ms, {:.2} ms of processor time and {:.2} requests to the store each.",
-                small.p99, small.cpu, small.requests
-            );
+        for section in &self.sections {
+            let _ = write!(text, "## {}\n\n{}\n", section.title, section.text);
         }
-        if !self.absent.is_empty() {
-            let _ = writeln!(
+        if let Some(table) = micro::markdown() {
+            let _ = write!(
                 text,
-                "\nNot measured, because it is not installed: {}.",
-                self.absent.join(", ")
+                "## Pieces\n\nBy criterion, one thread; wrap and unwrap through a worker with SoftHSM.\n\n{table}"
             );
         }
         text
     }
 
-    pub fn write(&self, dir: &Path) {
-        let path = dir.join("benchmarks.md");
-        let old = std::fs::read_to_string(&path).unwrap();
-        let (head, rest) = old.split_once(BEGIN).unwrap();
-        let (_, tail) = rest.split_once(END).unwrap();
-        let new = format!("{head}{BEGIN}\n{}{END}{tail}", self.markdown());
-        std::fs::write(path, new).unwrap();
-        std::fs::write(dir.join("benchmarks.svg"), self.plot()).unwrap();
+    fn aims(&self) -> String {
+        let mut aims = self.aims_of_the_large_file();
+        aims.extend(self.sections.iter().flat_map(|s| s.aims.iter().cloned()));
+        let mut text = String::new();
+        if aims.is_empty() {
+            return text;
+        }
+        text += "## What was aimed at\n\n| | aim | measured | |\n|---|---|---|---|\n";
+        for Aim {
+            what,
+            aim,
+            found,
+            met,
+            ..
+        } in aims
+        {
+            let met = if met { "met" } else { "**missed**" };
+            let _ = writeln!(text, "| {} | {aim} | {found} | {met} |", cell(&what));
+        }
+        text + "\n"
     }
 
-    /// Two bars for each contender: throughput, and the processor's time.
-    fn plot(&self) -> String {
-        const WIDTH: f64 = 360.0;
-        const LINE: f64 = 46.0;
-        let most = |pick: fn(&Row) -> f64| self.rows.iter().map(pick).fold(0.0, f64::max);
-        let (rate, cpu) = (most(|r| r.rate.0), most(|r| r.cpu.0));
-        let height = self.rows.len() as f64 * LINE + 40.0;
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 760 {height}\" font-family=\"system-ui, sans-serif\" font-size=\"13\">\n<rect width=\"760\" height=\"{height}\" fill=\"#fff\"/>\n<text x=\"220\" y=\"20\" fill=\"#1a6\">GiB a second (longer is better)</text><text x=\"460\" y=\"20\" fill=\"#b52\">CPU seconds a GiB (shorter is better)</text>\n"
+    fn row(&self, what: What, tls: bool) -> Option<&Row> {
+        let wanted = Contender { what, tls };
+        let row = self.rows.iter().find(|row| row.contender == wanted);
+        row.filter(|row| !row.samples.is_empty())
+    }
+
+    /// Those of them whose contenders were measured.
+    fn aims_of_the_large_file(&self) -> Vec<Aim> {
+        let mut aims = Vec::new();
+        for (tls, most) in [(false, 0.8), (true, 1.3)] {
+            let Some(put) = self.row(What::Put, tls) else {
+                continue;
+            };
+            let name = put.contender.name();
+            let cost = put.cost().median;
+            aims.push(Aim::at_most(format!("`{name}`"), most, cost, " CPU-s/GiB"));
+            let against: &[(What, f64)] = if tls {
+                &[(What::Age, 4.0)]
+            } else {
+                &[(What::Age, 6.0), (What::Rclone, 10.0)]
+            };
+            for (what, times) in against {
+                if let Some(other) = self.row(*what, tls) {
+                    let ratio = put.rate().median / other.rate().median;
+                    let what = format!("its throughput, to that of `{}`", other.contender.name());
+                    aims.push(Aim::at_least(what, *times, ratio, " times"));
+                }
+            }
+            if let Some(other) = self.row(What::PlainSdk, tls).filter(|_| !tls) {
+                let (most, what) = (other.cost().median, other.contender.name());
+                let what = format!("its CPU-s/GiB, below that of {what}");
+                aims.push(Aim::at_most(what, most, cost, ""));
+            }
+        }
+        if let Some(get) = self.row(What::Get, false) {
+            let name = format!("`{}`", get.contender.name());
+            aims.push(Aim::at_most(&*name, 1.0, get.cost().median, " CPU-s/GiB"));
+            aims.push(Aim::at_least(&*name, 1.0, get.rate().median, " GiB/s"));
+        }
+        aims
+    }
+
+    fn large_file(&self) -> String {
+        let mut text = format!(
+            "## One large file\n\n{} MiB, in memory, to or from a null store on the same machine. {} runs of each in turns after one that is not counted: median (least to most).\n\n![Throughput and processor time of each](benchmarks.svg)\n\n| | seconds | GiB/s | CPU-s/GiB of all processes but the store | peak memory, MiB | S3 requests | the store's own CPU-s/GiB |\n|---|---|---|---|---|---|---|\n",
+            self.size >> 20,
+            self.runs
         );
-        for (i, row) in self.rows.iter().enumerate() {
-            let y = i as f64 * LINE + 36.0;
-            let bar = |value: f64, most: f64| (value / most * WIDTH).max(1.0);
-            let _ = write!(
-                svg,
-                "<text x=\"8\" y=\"{}\" fill=\"#222\">{}</text>\n<rect x=\"220\" y=\"{y}\" width=\"{:.1}\" height=\"15\" fill=\"#1a6\"/><text x=\"{:.1}\" y=\"{}\" fill=\"#222\">{:.2}</text>\n<rect x=\"220\" y=\"{}\" width=\"{:.1}\" height=\"15\" fill=\"#b52\"/><text x=\"{:.1}\" y=\"{}\" fill=\"#222\">{:.2}</text>\n",
-                y + 20.0,
-                row.name,
-                bar(row.rate.0, rate),
-                226.0 + bar(row.rate.0, rate),
-                y + 12.0,
-                row.rate.0,
-                y + 17.0,
-                bar(row.cpu.0, cpu),
-                226.0 + bar(row.cpu.0, cpu),
-                y + 29.0,
-                row.cpu.0,
+        for row in &self.rows {
+            let name = cell(&row.contender.name());
+            if let Some(why) = &row.failed {
+                let _ = writeln!(text, "| {name} | {} | | | | | |", cell(why));
+                continue;
+            }
+            let _ = writeln!(
+                text,
+                "| {name} | {} | {} | {} | {:.0} | {:.0} | {:.2} |",
+                row.wall(),
+                row.rate(),
+                row.cost(),
+                row.of(|s| s.peak as f64 / f64::from(1 << 20)).median,
+                row.of(|s| s.requests as f64).median,
+                row.of(|s| s.store_cpu.as_secs_f64() / s.gib()).median,
             );
         }
-        svg + "</svg>\n"
+        if !self.versions.is_empty() {
+            let _ = writeln!(text, "\nVersions: {}.", self.versions.join("; "));
+        }
+        text + "\n"
+    }
+
+    /// The README's paragraph: nothing that the document does not have.
+    fn speed(&self) -> String {
+        let mut text = format!(
+            "**Speed**, measured {} on {}, {} MiB in memory to a null store on the same machine, medians of {} runs, all processes of the client's side counted:\n\n| | GiB/s | CPU-s/GiB |\n|---|---|---|\n",
+            machine::date(),
+            machine::name(),
+            self.size >> 20,
+            self.runs
+        );
+        let headlines = [What::Put, What::Get, What::PlainSdk, What::Age];
+        for row in self.rows.iter().filter(|row| !row.samples.is_empty()) {
+            if !headlines.contains(&row.contender.what) {
+                continue;
+            }
+            let name = cell(&row.contender.name());
+            let (rate, cost) = (row.rate().median, row.cost().median);
+            let _ = writeln!(text, "| {name} | {rate:.2} | {cost:.2} |");
+        }
+        let aims = self.sections.iter().flat_map(|s| &s.aims);
+        for Aim { what, found, .. } in aims.filter(|aim| aim.headline) {
+            let _ = writeln!(text, "\n{what}: {found}.");
+        }
+        text + "\nHow, how much it varied, and what was not measured: [docs/benchmarks.md](docs/benchmarks.md).\n"
+    }
+
+    /// Puts the figures into the documents of the repository at `root`, and
+    /// draws the plot.
+    pub fn write(&self, root: &Path) {
+        let docs = root.join("docs");
+        replace(&docs.join("benchmarks.md"), FIGURES, &self.markdown());
+        replace(&root.join("README.md"), SPEED, &self.speed());
+        let what = format!(
+            "{} MiB, {}, {}",
+            self.size >> 20,
+            machine::date(),
+            machine::name()
+        );
+        let rows: Vec<&Row> = self.rows.iter().filter(|r| !r.samples.is_empty()).collect();
+        std::fs::write(docs.join("benchmarks.svg"), plot::svg(&rows, &what)).unwrap();
     }
 }
 
-fn date() -> String {
-    jiff::Zoned::now().date().to_string()
+/// Puts `text` between two lines of a document.
+fn replace(path: &Path, [begin, end]: [&str; 2], text: &str) {
+    let old = std::fs::read_to_string(path).unwrap();
+    let (head, rest) = old.split_once(begin).unwrap();
+    let (_, tail) = rest.split_once(end).unwrap();
+    std::fs::write(path, format!("{head}{begin}\n\n{text}\n{end}{tail}")).unwrap();
 }
 
-/// Processor, its number, memory and kernel.
-fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':')).map_or_else(
-            || "unknown".to_owned(),
-            |(_, value)| value.trim().to_owned(),
-        )
-    };
-    let memory: u64 = field(&read("/proc/meminfo"), "MemTotal")
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap_or(0);
-    format!(
-        "{} ({} cores, {} GiB, Linux {})",
-        field(&read("/proc/cpuinfo"), "model name"),
-        std::thread::available_parallelism().map_or(0, usize::from),
-        memory >> 20,
-        read("/proc/sys/kernel/osrelease").trim()
-    )
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
 }

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -395,7 +394,7 @@ impl Server {
                     return None;
                 };
                 self.workers.insert(token, (pid, generation));
-                handle.attach(UnixStream::from(fd), pid);
+                handle.attach(fd, pid);
                 None
             }
             ToServer::WorkerDown {
@@ -467,13 +466,13 @@ impl Server {
         drop(writers);
         let fixed = |c: &Config| {
             format!(
-                "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
-                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit, c.metrics
+                "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+                c.agent, c.s3, c.message, c.spool, c.keyslots, c.audit, c.metrics, c.bucket_aliases
             )
         };
         if fixed(&config) != fixed(&self.config) {
             tracing::warn!(
-                "[agent], [s3], [message], [spool], [keyslots] and [audit] take effect at the next start"
+                "[agent], [s3], [message], [spool], [keyslots], [[bucket_alias]] and [audit] take effect at the next start"
             );
         }
         self.config = config;

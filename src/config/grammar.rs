@@ -1,5 +1,5 @@
 //! The file's grammar, table by table. Defaults are stated here and nowhere
-//! else; `unimplemented` lists what the grammar knows and this release lacks.
+//! else.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,18 +38,10 @@ pub(super) struct File {
     pub(super) recipient: Vec<Recipient>,
     #[serde(default)]
     pub(super) writer: Vec<Writer>,
-    bucket_alias: Option<Vec<toml::Table>>,
+    #[serde(default)]
+    pub(super) bucket_alias: Vec<BucketAlias>,
     #[serde(default)]
     pub(super) grant: Vec<Spanned<Grant>>,
-}
-
-impl File {
-    /// The first setting that the grammar has and this release does not.
-    pub(super) fn unimplemented(&self) -> Option<String> {
-        let tables = [("[[bucket_alias]]", self.bucket_alias.is_some())];
-        let found = tables.iter().find(|(_, set)| *set);
-        found.map(|(name, _)| (*name).to_owned())
-    }
 }
 
 /// `[agent]`: the process, its socket and its limits.
@@ -471,6 +463,16 @@ pub(super) struct Recipient {
 pub(super) struct Writer {
     pub(super) name: String,
     pub(super) catalogue: String,
+}
+
+/// `[[bucket_alias]]`: a bucket with replicas of another one's objects.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BucketAlias {
+    /// The bucket that is read.
+    pub bucket: String,
+    /// The bucket that its objects were written for.
+    pub holds: String,
 }
 
 /// `[metrics]`: who reads them besides administrators at the socket.

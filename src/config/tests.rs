@@ -66,10 +66,22 @@ fn wrong_types_and_limits_are_named() {
 }
 
 #[test]
-fn settings_of_later_releases_are_refused_not_ignored() {
+fn an_alias_names_one_bucket_that_is_none() {
+    let with = |aliases: &[(&str, &str)]| {
+        let tables = aliases.iter().map(|(bucket, holds)| {
+            format!("[[bucket_alias]]\nbucket='{bucket}'\nholds='{holds}'\n")
+        });
+        format!("{TOKEN}{KEY}{}", tables.collect::<String>())
+    };
+    let config = parse(&with(&[("r1", "b"), ("r2", "b")])).unwrap();
+    assert_eq!(config.bucket_aliases[1].holds, "b");
+    refused(&with(&[("b", "b")]), &["bucket_alias", "two buckets"]);
+    refused(&with(&[("r", "")]), &["bucket_alias", "two buckets"]);
+    refused(&with(&[("r", "a"), ("r", "b")]), &["two [[bucket_alias]]"]);
+    refused(&with(&[("r", "q"), ("q", "b")]), &["alias itself"]);
     refused(
-        &format!("{TOKEN}{KEY}[[bucket_alias]]\n"),
-        &["not implemented"],
+        &format!("{TOKEN}{KEY}[[bucket_alias]]\nbucket='r'\n"),
+        &["holds"],
     );
 }
 

@@ -267,7 +267,7 @@ async fn slot_opens(
         let mut search = engine.keyring.search(header, None);
         let mut slots = slots_of(engine, &mut search, &place.bucket, &key).await?;
         if slots.opened.is_none() {
-            let packs = packed(engine, &mut search, place, &key).await?;
+            let packs = packed(engine, &mut search, place, &place.bucket, &key).await?;
             slots.bad.extend(packs.bad);
             slots.opened = packs.opened;
         }

@@ -151,13 +151,21 @@ async fn work(run: &Run, listed: &Listed, outcome: &mut Outcome) -> Result<State
         }
         first_free = slots.free.unwrap_or(SLOT_DEPTH);
         let mut search = engine.keyring.search(&header, run.rings.as_deref());
-        let packs = packed(engine, &mut search, &place, &target).await?;
+        let packs = packed(engine, &mut search, &place, &place.bucket, &target).await?;
         if packs.opened.is_some() {
             run.found();
             return Ok(State::Already);
         }
     }
-    let unlocked = unlock(engine, &header, &place, run.rings.as_deref(), false).await;
+    let unlocked = unlock(
+        engine,
+        &header,
+        &place,
+        &place.bucket,
+        run.rings.as_deref(),
+        false,
+    )
+    .await;
     let Unlocked { opened, .. } = unlocked.map_err(|error| launders(run, &header, error))?;
     // Of the verified header: its context is the writer's.
     binding::check(opened.opener.header().context(), &place, false)?;

@@ -8,6 +8,7 @@ use super::*;
 use crate::config::Token;
 use crate::control::Control;
 use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Child, Command, Output, Stdio};
@@ -37,15 +38,15 @@ fn note(line: &str) {
     log.write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
-fn start_worker(token: &Token, exe: &Path) -> io::Result<(Child, UnixStream)> {
+fn start_worker(token: &Token, exe: &Path) -> io::Result<(Child, OwnedFd)> {
     let (ours, theirs) = UnixStream::pair()?;
     let child = Command::new(exe)
         .args(arguments("as_worker"))
         .env(TOKEN, &token.name)
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .spawn()?;
-    Ok((child, ours))
+    Ok((child, ours.into()))
 }
 
 #[test]
@@ -659,7 +660,7 @@ fn the_service_manager_is_told_and_may_pass_the_socket() {
         .arg(plain.get_program())
         .args(plain.get_args())
         .envs(plain.get_envs().filter_map(|(k, v)| Some((k, v?))))
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(passed)))
+        .stdin(Stdio::from(OwnedFd::from(passed)))
         .stdout(Stdio::null());
     agent.child = Some(shell.spawn().unwrap());
     told("READY=1");

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
@@ -33,7 +32,7 @@ const RETIRE: Duration = Duration::from_secs(15);
 const LEAVING_TICK: Duration = Duration::from_millis(20);
 
 /// Starts a worker process: the child, and the server's end of its link.
-pub(super) type Spawn = fn(&Token, &Path) -> io::Result<(Child, UnixStream)>;
+pub(super) type Spawn = fn(&Token, &Path) -> io::Result<(Child, OwnedFd)>;
 
 /// All workers.
 #[derive(Debug)]
@@ -273,7 +272,7 @@ impl Workers {
                         pid,
                         generation,
                     };
-                    self.outbox.push((message, Some(link.into())));
+                    self.outbox.push((message, Some(link)));
                     worker.state = State::Running {
                         child,
                         since: now,

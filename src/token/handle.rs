@@ -1,6 +1,6 @@
 //! The server's handle on a token: wrap, unwrap, random.
 
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -121,7 +121,7 @@ impl Token {
 
     /// Takes a new worker in place of the former one, whose pending requests
     /// get a temporary error.
-    pub fn attach(&self, link: UnixStream, pid: u32) {
+    pub fn attach(&self, link: OwnedFd, pid: u32) {
         // At once, so that whoever calls from now on waits for the new one.
         if let Some(former) = &self.inner.state.borrow().link {
             former.close();

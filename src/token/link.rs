@@ -9,20 +9,20 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::net::Shutdown;
 use serde::Serialize;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::protocol::{Frame, HELLO, TALLY};
 use super::tally::{Entry, Tally};
+use super::wire::{self, Inbox};
 
 /// The link is gone; what was asked over it may or may not have been done.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) struct Closed;
 pub(super) struct Link {
     /// The worker's process id, for status and for the supervisor.
     pub(super) pid: u32,
-    outgoing: mpsc::UnboundedSender<Frame>,
+    socket: Arc<AsyncFd<OwnedFd>>,
     pending: Arc<Pending>,
     /// Two permits a session; none before the hello.
     places: Arc<Semaphore>,
@@ -40,7 +40,7 @@ pub(super) struct Link {
     sessions: AtomicUsize,
     next: AtomicU64,
     closed: watch::Receiver<bool>,
-    tasks: [AbortHandle; 2],
+    reader: AbortHandle,
 }
 
 /// A place for one call: a worker's session that is free, or that will be
@@ -66,12 +66,16 @@ struct Call {
 impl Link {
     /// Takes a worker's socket; the second value is its hello, to be awaited.
     pub(super) fn new(
-        stream: StdStream,
+        socket: OwnedFd,
         pid: u32,
         tally: Arc<Tally>,
     ) -> io::Result<(Arc<Self>, oneshot::Receiver<Frame>)> {
-        stream.set_nonblocking(true)?;
-        let (reader, writer) = UnixStream::from_std(stream)?.into_split();
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        #[allow(
+            deprecated,
+            reason = "`register` is unsafe for types whose descriptor may change; an OwnedFd's cannot"
+        )]
+        let socket = Arc::new(AsyncFd::new(socket)?);
         let (hello_to, hello) = oneshot::channel();
         let awaited = Call {
             to: hello_to,
@@ -80,21 +84,19 @@ impl Link {
         };
         let calls = HashMap::from([(HELLO, awaited)]);
         let pending = Arc::new(Pending(Mutex::new(Some(calls))));
-        let (outgoing, frames) = mpsc::unbounded_channel();
         let (closing, closed) = watch::channel(false);
         let places = Arc::new(Semaphore::new(0));
         let ends = (Arc::clone(&pending), Arc::clone(&places), closing, tally);
-        let reading = tokio::spawn(read(reader, ends));
-        let writing = tokio::spawn(write(writer, frames));
+        let reading = tokio::spawn(read(Arc::clone(&socket), ends));
         let link = Self {
             pid,
-            outgoing,
+            socket,
             pending,
             places,
             sessions: AtomicUsize::new(0),
             next: AtomicU64::new(HELLO + 1),
             closed,
-            tasks: [reading.abort_handle(), writing.abort_handle()],
+            reader: reading.abort_handle(),
         };
         Ok((Arc::new(link), hello))
     }
@@ -130,6 +132,25 @@ impl Link {
         self.pending.lock().is_some()
     }
 
+    /// Sends a frame from the caller's own task: at once, unless the worker is
+    /// so far behind that the socket is full.
+    async fn send(&self, frame: &Frame) -> Result<(), Closed> {
+        let would_block = |sent: &io::Result<()>| {
+            sent.as_ref()
+                .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
+        let mut sent = wire::send(self.socket.get_ref(), frame);
+        while would_block(&sent) {
+            let mut writable = self.socket.writable().await.map_err(|_| Closed)?;
+            sent = match writable.try_io(|socket| wire::send(socket.get_ref(), frame)) {
+                Ok(sent) => sent,
+                Err(_) => continue,
+            };
+        }
+        // A broken link is the reader's to report.
+        sent.map_err(|_| Closed)
+    }
+
     /// Waits until the link is gone.
     pub(super) async fn closed(&self) {
         // An error means that the reader is gone, and the link with it.
@@ -138,9 +159,10 @@ impl Link {
 
     /// Closes the link now, for everyone who uses it.
     pub(super) fn close(&self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.reader.abort();
+        // Whoever still holds the link must not keep the worker alive. An
+        // error means that it has gone first.
+        let _ = rustix::net::shutdown(self.socket.get_ref(), Shutdown::Both);
         self.places.close();
         self.pending.close();
     }
@@ -166,8 +188,24 @@ impl Lane {
             _place: Some(place),
         };
         link.pending.lock().as_mut().ok_or(Closed)?.insert(id, call);
-        link.outgoing.send(frame).map_err(|_| Closed)?;
+        let unsent = Unsent { link: &link, id };
+        link.send(&frame).await?;
+        std::mem::forget(unsent);
         reply.await.map(Ok).map_err(|_| Closed)
+    }
+}
+
+/// A call that the worker has not heard of: dropped, nobody waits for it.
+struct Unsent<'a> {
+    link: &'a Link,
+    id: u64,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        if let Some(calls) = self.link.pending.lock().as_mut() {
+            calls.remove(&self.id);
+        }
     }
 }
 
@@ -197,9 +235,10 @@ type Ends = (
     Arc<Tally>,
 );
 
-async fn read(mut socket: OwnedReadHalf, (pending, places, closing, tally): Ends) {
+async fn read(socket: Arc<AsyncFd<OwnedFd>>, (pending, places, closing, tally): Ends) {
+    let mut inbox = Inbox::new();
     loop {
-        match Frame::read_async(&mut socket).await {
+        match next(&socket, &mut inbox).await {
             Ok(Some(frame)) if frame.id() == TALLY => match frame.decode::<Vec<Entry>>() {
                 Ok(entries) => tally.add(&entries),
                 Err(error) => tracing::warn!("a worker's counts are unreadable: {error}"),
@@ -223,13 +262,11 @@ async fn read(mut socket: OwnedReadHalf, (pending, places, closing, tally): Ends
     closing.send_replace(true);
 }
 
-/// A task of its own, because a caller that gives up in the middle of a write
-/// would leave half a frame on the link.
-async fn write(mut socket: OwnedWriteHalf, mut frames: mpsc::UnboundedReceiver<Frame>) {
-    while let Some(frame) = frames.recv().await {
-        // A broken link is the reader's to report.
-        if socket.write_all(frame.as_bytes()).await.is_err() {
-            return;
+async fn next(socket: &AsyncFd<OwnedFd>, inbox: &mut Inbox) -> io::Result<Option<Frame>> {
+    loop {
+        let mut readable = socket.readable().await?;
+        if let Ok(frame) = readable.try_io(|socket| inbox.recv(socket.get_ref())) {
+            return frame;
         }
     }
 }

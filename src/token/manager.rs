@@ -11,7 +11,7 @@ mod keys;
 mod watching;
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ const DOWN_AFTER: Duration = Duration::from_secs(30);
 
 /// What the manager is told.
 pub(super) enum Command {
-    Attach(UnixStream, u32),
+    Attach(OwnedFd, u32),
     /// The worker is to be let go, said hello or not.
     Detach(String),
     SetKeys(Vec<KeySpec>),
@@ -136,7 +136,7 @@ impl Manager {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Attach(stream, pid) => self.attach(stream, pid),
+            Command::Attach(socket, pid) => self.attach(socket, pid),
             Command::Detach(why) => self.lost(&why),
             Command::SetKeys(specs) => self.set_keys(specs),
             Command::Down(health, detail, hint) => {
@@ -187,7 +187,7 @@ impl Manager {
         }
     }
 
-    fn attach(&mut self, stream: UnixStream, pid: u32) {
+    fn attach(&mut self, socket: OwnedFd, pid: u32) {
         let replaced = self.link.is_some();
         self.drop_link();
         self.refused = false;
@@ -195,7 +195,7 @@ impl Manager {
             let detail = "its worker is being replaced";
             self.publish_away(Verdict::new(Health::Recovering, detail));
         }
-        let (link, hello) = match Link::new(stream, pid, Arc::clone(&self.inner.tally)) {
+        let (link, hello) = match Link::new(socket, pid, Arc::clone(&self.inner.tally)) {
             Ok(new) => new,
             Err(error) => return self.lost(&format!("the worker's socket is unusable: {error}")),
         };

@@ -5,7 +5,7 @@
 //! that loads the vendor's module, logs in and makes the calls; whatever a
 //! vendor library does to its process, it does to the worker alone, and the
 //! cure of every fault is a fresh one. `protocol` is what they say to each
-//! other, `spawn` starts a worker, `offline` drives one for a command.
+//! other, `wire` how it gets there, `spawn` starts a worker, `offline` drives one for a command.
 //!
 //! This is the only module that names cryptoki.
 
@@ -29,6 +29,7 @@ mod route;
 mod spawn;
 mod state;
 mod tally;
+mod wire;
 pub mod worker;
 
 pub use canary::{Canary, CanaryStore};

@@ -3,7 +3,7 @@
 //! on the socket between the two processes.
 
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::protocol::{
     TokenInfo,
 };
 use super::spawn::spawn_with;
+use super::wire::{self, Inbox};
 
 /// How long one operation may take. Initialising a hardware token, or
 /// generating a key that two HSMs must hold, takes seconds; a command that a
@@ -25,7 +26,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A worker of one's own; ends when dropped.
 pub struct Offline {
-    link: UnixStream,
+    link: OwnedFd,
+    inbox: Inbox,
     child: Child,
     next: u64,
     info: Option<TokenInfo>,
@@ -73,11 +75,12 @@ impl Offline {
         let (child, link) = spawn_with(exe, setup).map_err(away)?;
         let mut worker = Self {
             link,
+            inbox: Inbox::new(),
             child,
             next: HELLO,
             info: None,
         };
-        worker.link.set_read_timeout(Some(PATIENCE)).map_err(away)?;
+        wire::limit_waiting(&worker.link, Some(PATIENCE)).map_err(away)?;
         let hello = worker.receive()?;
         worker.info = match hello.decode().map_err(away)? {
             Reply::Token(info) => Some(info),
@@ -182,12 +185,12 @@ impl Offline {
     pub(super) fn call(&mut self, request: &Request<'_>) -> Result<Frame, TokenError> {
         self.next += 1;
         let frame = Frame::encode(self.next, request).map_err(away)?;
-        frame.write(&mut self.link).map_err(away)?;
+        wire::send(&self.link, &frame).map_err(away)?;
         self.receive()
     }
 
     fn receive(&mut self) -> Result<Frame, TokenError> {
-        let frame = match Frame::read(&mut self.link) {
+        let frame = match self.inbox.recv(&self.link) {
             Ok(Some(frame)) if frame.id() == TALLY => return self.receive(),
             Ok(Some(frame)) => frame,
             Ok(None) => return Err(TokenError::away("the token's worker ended")),

@@ -1,20 +1,18 @@
 //! What server and worker say to each other: frames, requests, replies.
 //!
-//! A frame is `length u32 | id u64 | body`, big-endian; the length counts id
-//! and body and is checked before anything is allocated. Bodies are postcard.
-//! The first frame is the parent's [`Setup`]; the worker answers it with a
+//! A frame is `id u64 | body`, big-endian, in one packet; its length is checked
+//! before anything is allocated. Bodies are postcard. The first frame is the parent's [`Setup`]; the worker answers it with a
 //! hello (frame id 0); then requests and replies in any order, matched by id.
 //!
 //! Requests and replies may carry data keys, so a frame is zeroised when it
 //! is dropped, is allocated once at its final size (growing would leave a
 //! copy behind), and neither side prints one. Payloads are borrowed from it.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
@@ -22,14 +20,12 @@ use crate::transport::{Fingerprint, OaepHash, Sealed};
 
 use super::IV_LEN;
 
-/// Most bytes after the length field: 64 KiB. A message header is at most
-/// 64 KiB (docs/limits.md) and its context, the AAD of a wrap, is smaller
-/// than the header by more than what a request adds to it.
-const MAX_FRAME: usize = 64 * 1024;
-/// Bytes of the length field.
-const LEN: usize = 4;
-/// Bytes of the length field and the id.
-const HEAD: usize = LEN + 8;
+/// Most bytes: 64 KiB. A message header is at most 64 KiB (docs/limits.md) and
+/// its context, the AAD of a wrap, is smaller than the header by more than
+/// what a request adds to it.
+pub(super) const MAX_FRAME: usize = 64 * 1024;
+/// Bytes of the id.
+pub(super) const HEAD: usize = 8;
 
 /// Most C_Encrypt calls under a wrapping key that wrapping a data key may
 /// cost, however it ends: a worker tries again by itself, and may have to
@@ -57,16 +53,20 @@ impl Frame {
     /// It would be longer than 64 KiB.
     pub(super) fn encode(id: u64, body: &impl Serialize) -> io::Result<Self> {
         let body_len = postcard::experimental::serialized_size(body).map_err(malformed)?;
-        let len = HEAD - LEN + body_len;
-        let prefix = u32::try_from(len)
-            .ok()
-            .filter(|_| len <= MAX_FRAME)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a frame over 64 KiB"))?;
-        let mut bytes = Zeroizing::new(vec![0; LEN + len]);
-        bytes[..LEN].copy_from_slice(&prefix.to_be_bytes());
-        bytes[LEN..HEAD].copy_from_slice(&id.to_be_bytes());
+        let len = HEAD + body_len;
+        if len > MAX_FRAME {
+            let kind = io::ErrorKind::InvalidInput;
+            return Err(io::Error::new(kind, "a frame over 64 KiB"));
+        }
+        let mut bytes = Zeroizing::new(vec![0; len]);
+        bytes[..HEAD].copy_from_slice(&id.to_be_bytes());
         postcard::to_slice(body, &mut bytes[HEAD..]).map_err(malformed)?;
         Ok(Self(bytes))
+    }
+
+    /// One that arrived; at least an id long.
+    pub(super) fn received(bytes: &[u8]) -> Self {
+        Self(Zeroizing::new(bytes.to_vec()))
     }
 
     /// Takes the body out, borrowing its payloads from the frame.
@@ -83,7 +83,7 @@ impl Frame {
 
     /// The request this belongs to.
     pub(super) fn id(&self) -> u64 {
-        self.0[LEN..HEAD]
+        self.0[..HEAD]
             .iter()
             .fold(0, |id, byte| (id << 8) | u64::from(*byte))
     }
@@ -91,49 +91,6 @@ impl Frame {
     /// Everything, as it goes over the link.
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
-    }
-
-    /// Writes the whole frame.
-    pub(super) fn write(&self, link: &mut impl Write) -> io::Result<()> {
-        link.write_all(&self.0)
-    }
-
-    /// Reads one frame; `None` at the end of the link.
-    pub(super) fn read(link: &mut impl Read) -> io::Result<Option<Self>> {
-        let mut prefix = [0; LEN];
-        // A link ends between frames or not at all; both mean that the other
-        // side is gone.
-        match link.read_exact(&mut prefix) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            other => other?,
-        }
-        let mut frame = Self::with_prefix(prefix)?;
-        link.read_exact(&mut frame.0[LEN..])?;
-        Ok(Some(frame))
-    }
-
-    /// Reads one frame; `None` at the end of the link. Not cancel-safe.
-    pub(super) async fn read_async(
-        link: &mut (impl AsyncRead + Unpin),
-    ) -> io::Result<Option<Self>> {
-        let mut prefix = [0; LEN];
-        match link.read_exact(&mut prefix).await {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            other => other?,
-        };
-        let mut frame = Self::with_prefix(prefix)?;
-        link.read_exact(&mut frame.0[LEN..]).await?;
-        Ok(Some(frame))
-    }
-
-    fn with_prefix(prefix: [u8; LEN]) -> io::Result<Self> {
-        let len = usize::try_from(u32::from_be_bytes(prefix)).unwrap_or(usize::MAX);
-        if !(HEAD - LEN..=MAX_FRAME).contains(&len) {
-            return Err(io::Error::other("a frame of impossible length"));
-        }
-        let mut bytes = Zeroizing::new(vec![0; LEN + len]);
-        bytes[..LEN].copy_from_slice(&prefix);
-        Ok(Self(bytes))
     }
 }
 
@@ -462,7 +419,7 @@ mod tests {
             aad: b"context",
         };
         let frame = Frame::encode(u64::MAX - 1, &request).unwrap();
-        let back = Frame::read(&mut &frame.as_bytes()[..]).unwrap().unwrap();
+        let back = Frame::received(frame.as_bytes());
         assert_eq!(back.id(), u64::MAX - 1);
         let Request::Wrap { key, data_key, aad } = back.decode().unwrap() else {
             panic!("another request");
@@ -471,14 +428,9 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_checked_on_both_sides() {
+    fn a_frame_over_the_limit_is_refused_by_its_sender() {
         let big = vec![0; MAX_FRAME];
         assert!(Frame::encode(1, &Reply::Random(&big)).is_err());
-        for len in [0u32, 7, 65_537, u32::MAX] {
-            let mut wire = len.to_be_bytes().to_vec();
-            wire.extend([0; 64]);
-            assert!(Frame::read(&mut &wire[..]).is_err(), "{len}");
-        }
     }
 
     #[test]
@@ -505,11 +457,6 @@ mod tests {
             aad: &aad,
         };
         assert!(Frame::encode(u64::MAX, &unwrap).is_ok());
-    }
-
-    #[test]
-    fn the_end_of_the_link_is_not_an_error() {
-        assert!(Frame::read(&mut &b""[..]).unwrap().is_none());
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use crate::config;
 
 use super::protocol::{Frame, HELLO, IvChoice, Mode, PinSource, Serve, Setup};
+use super::wire;
 
 /// The hidden subcommand that is the worker.
 const SUBCOMMAND: &str = "token-worker";
@@ -50,7 +50,7 @@ const PREFIXES: [&str; 3] = ["CKNFAST_", "NFAST_", "CLOUDHSM_"];
 /// # Errors
 /// No process or socket can be made, or the configuration does not fit a
 /// frame.
-pub fn spawn(token: &config::Token, exe: &Path) -> io::Result<(Child, UnixStream)> {
+pub fn spawn(token: &config::Token, exe: &Path) -> io::Result<(Child, OwnedFd)> {
     spawn_with(exe, &Setup::serve(token)?)
 }
 
@@ -84,16 +84,16 @@ impl Setup {
     }
 }
 
-pub(super) fn spawn_with(exe: &Path, setup: &Setup) -> io::Result<(Child, UnixStream)> {
+pub(super) fn spawn_with(exe: &Path, setup: &Setup) -> io::Result<(Child, OwnedFd)> {
     let setup = Frame::encode(HELLO, setup)?;
-    let (mut ours, theirs) = UnixStream::pair()?;
+    let (ours, theirs) = wire::pair()?;
     let allowed = std::env::vars_os().filter(|(name, _)| allowed(name));
     let mut child = Command::new(exe)
         .arg(SUBCOMMAND)
         .env_clear()
         .envs(allowed)
         .current_dir("/")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdin(Stdio::from(theirs))
         // Whatever a vendor library prints belongs in the agent's log, not
         // in a command's output.
         .stdout(Stdio::from(io::stderr().as_fd().try_clone_to_owned()?))
@@ -103,7 +103,7 @@ pub(super) fn spawn_with(exe: &Path, setup: &Setup) -> io::Result<(Child, UnixSt
         .process_group(0)
         .spawn()?;
     // A few hundred bytes into an empty socket buffer: this cannot block.
-    if let Err(error) = setup.write(&mut ours) {
+    if let Err(error) = wire::send(&ours, &setup) {
         let _ = child.kill();
         let _ = child.wait();
         return Err(error);

@@ -14,6 +14,7 @@ mod kills;
 mod packs;
 mod planted;
 mod proxy;
+mod replica;
 mod rotate;
 mod scale;
 

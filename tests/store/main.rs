@@ -9,6 +9,8 @@ mod buckets;
 mod faults;
 #[path = "../support/null_store.rs"]
 mod null_store;
+#[path = "../support/null_tls.rs"]
+mod null_tls;
 mod reads;
 mod uploads;
 mod wire;

@@ -28,6 +28,7 @@ pub mod inject;
 pub mod launch;
 pub mod memory;
 pub mod null_store;
+pub mod null_tls;
 pub mod process;
 pub mod readers;
 pub mod shim;

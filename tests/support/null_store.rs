@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,8 +20,15 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use super::null_tls;
+
+/// Bytes read at once beneath TLS, which by itself asks for 4 KiB at a time.
+const TLS_READ: usize = 256 << 10;
 
 type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 
@@ -29,7 +37,7 @@ type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 pub struct NullStore {
     pub addr: SocketAddr,
     state: Arc<State>,
-    _stop: oneshot::Sender<()>,
+    stop: watch::Sender<()>,
 }
 
 /// What the store does, by S3's names.
@@ -98,6 +106,8 @@ struct Inner {
     ignores_if_none_match: bool,
     tells_no_checksum: bool,
     serial: u64,
+    latency: Duration,
+    sent: u64,
 }
 
 struct Rule {
@@ -138,38 +148,25 @@ impl NullStore {
 
     /// `remember`: bytes of a body that are kept; `record`: keep requests.
     pub fn start_with(remember: usize, record: bool) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let addr = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
         {
             let mut inner = state.lock();
             inner.remember = remember;
             inner.record = record;
         }
-        let (stop, stopped) = oneshot::channel();
-        let served = state.clone();
-        std::thread::Builder::new()
-            .name("null-store".into())
-            .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .unwrap();
-                runtime.block_on(async {
-                    let listener = TcpListener::from_std(listener).unwrap();
-                    tokio::select! {
-                        () = serve(listener, served) => {}
-                        _ = stopped => {}
-                    }
-                });
-            })
-            .unwrap();
+        let (stop, _) = watch::channel(());
         Self {
-            addr,
+            addr: listen(&state, &stop, None),
             state,
-            _stop: stop,
+            stop,
         }
+    }
+
+    /// Answers over TLS too, from a thread of its own: where, and the
+    /// certificate to trust, in PEM.
+    pub fn tls(&self) -> (SocketAddr, String) {
+        let (acceptor, authority) = null_tls::make();
+        (listen(&self.state, &self.stop, Some(acceptor)), authority)
     }
 
     pub fn endpoint(&self) -> String {
@@ -211,7 +208,16 @@ impl NullStore {
         self.state.lock().seen.get(&op).copied().unwrap_or_default()
     }
 
-    /// Uploads that were neither completed nor aborted.
+    /// Every answer comes so much later from now on: a round trip's time.
+    pub fn latency(&self, latency: Duration) {
+        self.state.lock().latency = latency;
+    }
+
+    /// Bytes of objects that were sent in answers so far.
+    pub fn sent(&self) -> u64 {
+        self.state.lock().sent
+    }
+
     /// Requests of any kind so far.
     pub fn total(&self) -> u64 {
         self.state.lock().seen.values().map(|&n| u64::from(n)).sum()
@@ -222,6 +228,7 @@ impl NullStore {
         self.state.lock().remember = bytes;
     }
 
+    /// Uploads that were neither completed nor aborted.
     pub fn open_uploads(&self) -> usize {
         self.state.lock().uploads.len()
     }
@@ -249,27 +256,68 @@ impl NullStore {
     }
 }
 
-async fn serve(listener: TcpListener, state: Arc<State>) {
+/// Serves on a free port, on a thread of its own.
+fn listen(
+    state: &Arc<State>,
+    stop: &watch::Sender<()>,
+    acceptor: Option<TlsAcceptor>,
+) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (state, mut stopped) = (state.clone(), stop.subscribe());
+    std::thread::Builder::new()
+        .name("null-store".into())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                tokio::select! {
+                    () = serve(listener, state, acceptor) => {}
+                    _ = stopped.changed() => {}
+                }
+            });
+        })
+        .unwrap();
+    addr
+}
+
+async fn serve(listener: TcpListener, state: Arc<State>, acceptor: Option<TlsAcceptor>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let state = state.clone();
+        let (state, acceptor) = (state.clone(), acceptor.clone());
         connections.spawn(async move {
-            let service = hyper::service::service_fn(move |request| {
-                let state = state.clone();
-                async move { state.answer(request).await }
-            });
-            let _ = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .max_buf_size(1 << 20)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            match acceptor {
+                None => converse(stream, state).await,
+                Some(acceptor) => {
+                    let stream = BufReader::with_capacity(TLS_READ, stream);
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        converse(stream, state).await;
+                    }
+                }
+            }
         });
         while connections.try_join_next().is_some() {}
     }
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<State>) {
+    let service = hyper::service::service_fn(move |request| {
+        let state = state.clone();
+        async move { state.answer(request).await }
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .max_buf_size(1 << 20)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 /// Ends the connection without an answer.
@@ -292,7 +340,7 @@ impl State {
         let query = parse_query(head.uri.query().unwrap_or_default());
         let path = decode(head.uri.path().strip_prefix('/').unwrap_or_default());
         let op = op_of(&head.method, &path, &query);
-        let (fault, remember) = {
+        let (fault, remember, latency) = {
             let mut inner = self.lock();
             let seen = inner.seen.entry(op).or_default();
             *seen += 1;
@@ -311,7 +359,7 @@ impl State {
                     body_len: 0,
                 });
             }
-            (fault, inner.remember)
+            (fault, inner.remember, inner.latency)
         };
         let recorded = self.lock().requests.len();
         if matches!(fault, Some(Fault::Stall)) {
@@ -335,6 +383,9 @@ impl State {
             entry.body_len = len;
         }
         let kept = kept.map(BytesMut::freeze);
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
         match fault {
             Some(Fault::Cut) => return Err(Cut),
             Some(Fault::Status(status, code)) => return Ok(refuse(status, code)),
@@ -583,7 +634,7 @@ impl Inner {
     }
 
     fn read(
-        &self,
+        &mut self,
         op: Op,
         path: &str,
         query: &HashMap<String, String>,
@@ -614,6 +665,9 @@ impl Inner {
             Some(Some(span)) => span,
             Some(None) => return refuse(416, "InvalidRange"),
         };
+        if op == Op::Get {
+            self.sent += end - start;
+        }
         let mut builder = Response::builder()
             .status(if range.is_some() { 206 } else { 200 })
             .header("etag", &object.etag)
@@ -667,12 +721,13 @@ impl Inner {
         let mut truncated = false;
         let after = data_encoding::HEXLOWER.decode(get("continuation-token").as_bytes());
         let after = String::from_utf8(after.unwrap()).unwrap();
-        for (path, versions) in &self.objects {
-            let Some(key) = path.strip_prefix(&bucket) else {
-                continue;
-            };
-            let Some(rest) = key.strip_prefix(prefix) else {
-                continue;
+        // Pages of a million keys: not from the beginning for each.
+        let begin = format!("{bucket}{}", after.as_str().max(prefix));
+        let begin = (Bound::Included(begin.as_str()), Bound::Unbounded);
+        for (path, versions) in self.objects.range::<str, _>(begin) {
+            let rest = path.strip_prefix(&bucket);
+            let Some((key, rest)) = rest.and_then(|k| Some((k, k.strip_prefix(prefix)?))) else {
+                break;
             };
             let rolled = rest.find(delimiter).filter(|_| !delimiter.is_empty());
             let entry = rolled.map_or(key, |i| &key[..prefix.len() + i + delimiter.len()]);

@@ -213,6 +213,12 @@ impl Process {
         kib(&status_field(self.pid, "VmRSS:").unwrap_or_default())
     }
 
+    /// The memory that it alone has now, program and shared pages left out, in
+    /// bytes.
+    pub fn own_memory(&self) -> u64 {
+        kib(&status_field(self.pid, "RssAnon:").unwrap_or_default())
+    }
+
     /// A file of its `/proc` directory: `environ`, `cmdline`, `maps`, ….
     pub fn proc(&self, file: &str) -> Vec<u8> {
         std::fs::read(format!("/proc/{}/{file}", self.pid)).unwrap_or_default()

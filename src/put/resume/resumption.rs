@@ -109,7 +109,15 @@ impl Resumption<'_> {
         {
             return Err(gone("its journalled header is another message's").into());
         }
-        let unlocked = unlock(self.engine, &header, &self.place, rings, false).await;
+        let unlocked = unlock(
+            self.engine,
+            &header,
+            &self.place,
+            &self.place.bucket,
+            rings,
+            false,
+        )
+        .await;
         let unlocked = unlocked.map_err(|error| match error.kind {
             // No key that may open it will.
             kind if kind.status() == 422 => {

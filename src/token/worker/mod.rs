@@ -25,19 +25,19 @@ pub(super) use failure::name as code_name;
 pub use exit::{ABSENT, LINK_CLOSED, LOCKED, LOST, MISCONFIGURED};
 
 use std::io;
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use cryptoki::context::Pkcs11;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{confine, log};
 
 use super::protocol::{Failure, FailureKind, Frame, HELLO, Mode, Reply, Request, Setup, TALLY};
 use super::tally;
+use super::wire::{self, Inbox};
 
 use recovery::Recovery;
 use watch::Watch;
@@ -64,7 +64,7 @@ pub fn main() -> ExitCode {
         exit::now(exit::LOST);
     }));
     match take_link() {
-        Ok((setup, link)) => run(&setup, link),
+        Ok((setup, link)) => run(&setup, &link),
         Err(error) => {
             tracing::error!("token-worker is started by the agent alone: {error}");
             ExitCode::from(exit::MISCONFIGURED)
@@ -74,20 +74,23 @@ pub fn main() -> ExitCode {
 
 /// What a worker does with the frames it receives.
 enum Role {
-    Serving(mpsc::Sender<Frame>),
+    /// Its session threads take them.
+    Serving,
     Admin(Pkcs11),
     Recovering(Box<Recovery>),
 }
 
-fn run(setup: &Setup, mut link: UnixStream) -> ! {
-    let served = match start(setup, &link) {
-        Ok(role) => receive(&mut link, &role),
+fn run(setup: &Setup, link: &OwnedFd) -> ! {
+    let served = match start(setup, link) {
+        Ok(Role::Serving) => ended(link),
+        Ok(Role::Admin(pkcs11)) => receive(link, |frame| administer(&pkcs11, link, frame)),
+        Ok(Role::Recovering(recovery)) => receive(link, |frame| recover(&recovery, link, frame)),
         Err(failure) => {
             let code = exit::code(failure.kind);
             tracing::error!(hint = failure.hint.as_deref(), "{}", failure.detail);
-            let _ = tell_calls(&mut link);
+            let _ = tell_calls(link);
             // The server may be gone; the exit code still says it.
-            let _ = send(&mut link, HELLO, &Reply::Failed(failure));
+            let _ = send(link, HELLO, &Reply::Failed(failure));
             exit::now(code);
         }
     };
@@ -97,7 +100,7 @@ fn run(setup: &Setup, mut link: UnixStream) -> ! {
     exit::now(exit::LINK_CLOSED);
 }
 
-fn start(setup: &Setup, link: &UnixStream) -> Result<Role, Failure> {
+fn start(setup: &Setup, link: &OwnedFd) -> Result<Role, Failure> {
     if !setup.network {
         confine::deny_network().map_err(|error| {
             Failure::misconfigured(
@@ -107,13 +110,13 @@ fn start(setup: &Setup, link: &UnixStream) -> Result<Role, Failure> {
         })?;
     }
     match &setup.mode {
-        Mode::Serve(token) => serve::start(&setup.module, token, link).map(Role::Serving),
+        Mode::Serve(token) => serve::start(&setup.module, token, link).map(|()| Role::Serving),
         Mode::Admin => {
             let away = |error: io::Error| Failure::new(FailureKind::Away, error.to_string());
             let watch = Watch::start(LOADING, link.try_clone().map_err(away)?).map_err(away)?;
             let pkcs11 = module::load(&setup.module, &watch)?;
             drop(watch);
-            send(&mut &*link, HELLO, &Reply::Done).map_err(away)?;
+            send(link, HELLO, &Reply::Done).map_err(away)?;
             Ok(Role::Admin(pkcs11))
         }
         Mode::Recover(token) => {
@@ -121,32 +124,36 @@ fn start(setup: &Setup, link: &UnixStream) -> Result<Role, Failure> {
             let link_too = link.try_clone().map_err(away)?;
             let watch = Watch::start(token.call_timeout, link_too).map_err(away)?;
             let recovery = Recovery::start(&setup.module, token, watch)?;
-            send(&mut &*link, HELLO, &Reply::Done).map_err(away)?;
+            send(link, HELLO, &Reply::Done).map_err(away)?;
             Ok(Role::Recovering(Box::new(recovery)))
         }
     }
 }
 
-/// Reads frames until the link ends. Nothing here calls the module while
-/// serving, so the end is seen however stuck the session threads are.
-fn receive(link: &mut UnixStream, role: &Role) -> io::Result<()> {
-    while let Some(frame) = Frame::read(link)? {
-        match role {
-            Role::Serving(queue) => queue
-                .send(frame)
-                .map_err(|_| io::Error::other("no session thread is left"))?,
-            Role::Admin(pkcs11) => {
-                let reply = administer(pkcs11, &frame).unwrap_or_else(Reply::Failed);
-                send(link, frame.id(), &reply)?;
-            }
-            Role::Recovering(recovery) => recover(link, recovery, &frame)?,
+/// Waits until the link ends. Nothing here calls the module, so the end is
+/// seen however stuck the session threads are.
+fn ended(link: &OwnedFd) -> io::Result<()> {
+    // No event is asked for: the other side's end is told unasked.
+    let mut links = [PollFd::new(link, PollFlags::empty())];
+    while let Err(error) = poll(&mut links, None) {
+        if error != rustix::io::Errno::INTR {
+            return Err(error.into());
         }
     }
     Ok(())
 }
 
+/// Answers frames until the link ends.
+fn receive(link: &OwnedFd, mut answer: impl FnMut(&Frame) -> io::Result<()>) -> io::Result<()> {
+    let mut inbox = Inbox::new();
+    while let Some(frame) = inbox.recv(link)? {
+        answer(&frame)?;
+    }
+    Ok(())
+}
+
 /// Answers one frame of a recovery.
-fn recover(link: &mut UnixStream, recovery: &Recovery, frame: &Frame) -> io::Result<()> {
+fn recover(recovery: &Recovery, link: &OwnedFd, frame: &Frame) -> io::Result<()> {
     let opened = match frame.decode()? {
         Request::Recover {
             label,
@@ -162,11 +169,9 @@ fn recover(link: &mut UnixStream, recovery: &Recovery, frame: &Frame) -> io::Res
     }
 }
 
-fn administer(pkcs11: &Pkcs11, frame: &Frame) -> Result<Reply<'static>, Failure> {
-    let request = frame
-        .decode()
-        .map_err(|error| Failure::new(FailureKind::Rejected, error.to_string()))?;
-    match request {
+/// Answers one frame of an administrator.
+fn administer(pkcs11: &Pkcs11, link: &OwnedFd, frame: &Frame) -> io::Result<()> {
+    let reply = match frame.decode()? {
         Request::ListTokens => module::list(pkcs11).map(Reply::Tokens),
         Request::InitToken {
             slot,
@@ -185,27 +190,29 @@ fn administer(pkcs11: &Pkcs11, frame: &Frame) -> Result<Reply<'static>, Failure>
             setup::init(pkcs11, &init).map(|entry| Reply::Tokens(vec![entry]))
         }
         _ => Err(Failure::new(FailureKind::Rejected, "not in this mode")),
-    }
+    };
+    send(link, frame.id(), &reply.unwrap_or_else(Reply::Failed))
 }
 
 /// Tells how the module was called since the last time.
-fn tell_calls(link: &mut impl io::Write) -> io::Result<()> {
-    Frame::encode(TALLY, &tally::take())?.write(link)
+fn tell_calls(link: &OwnedFd) -> io::Result<()> {
+    wire::send(link, &Frame::encode(TALLY, &tally::take())?)
 }
 
-fn send(link: &mut impl io::Write, id: u64, reply: &Reply<'_>) -> io::Result<()> {
-    Frame::encode(id, reply)?.write(link)
+fn send(link: &OwnedFd, id: u64, reply: &Reply<'_>) -> io::Result<()> {
+    wire::send(link, &Frame::encode(id, reply)?)
 }
 
 /// Takes the link off standard input, so that no library reads from it, and
 /// reads the first frame.
-fn take_link() -> io::Result<(Setup, UnixStream)> {
-    let mut link = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+fn take_link() -> io::Result<(Setup, OwnedFd)> {
+    let link = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-    link.set_read_timeout(Some(SETUP_PATIENCE))?;
-    let frame = Frame::read(&mut link)?
+    wire::limit_waiting(&link, Some(SETUP_PATIENCE))?;
+    let frame = Inbox::new()
+        .recv(&link)?
         .ok_or_else(|| io::Error::other("the link ended before the first frame"))?;
-    link.set_read_timeout(None)?;
+    wire::limit_waiting(&link, None)?;
     Ok((frame.decode()?, link))
 }
 

@@ -1,10 +1,9 @@
-//! Session threads: each owns one logged-in session and answers requests from
-//! a common queue.
+//! Session threads: each owns one logged-in session, takes requests from the
+//! link, and answers over it.
 
-use std::io::Write as _;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use cryptoki::context::Pkcs11;
@@ -13,6 +12,7 @@ use cryptoki::slot::Slot;
 use zeroize::zeroize_stack;
 
 use crate::token::protocol::{Failure, FailureKind, Frame, HELLO, Reply, Serve, TokenInfo};
+use crate::token::wire::{self, Inbox};
 
 use super::gate::Opened;
 use super::mechanism::Convention;
@@ -46,14 +46,10 @@ pub(super) struct Shared {
     pub(super) verify_wraps: bool,
     /// Keys by the id that requests use; only ever grows.
     keys: RwLock<Vec<Arc<Opened>>>,
-    replies: Mutex<Replies>,
-}
-
-/// The way to the server.
-struct Replies {
-    link: UnixStream,
-    /// When it was last told how the module was called.
-    told: Option<Instant>,
+    /// To the server.
+    link: OwnedFd,
+    /// When the server was last told how the module was called.
+    told: Mutex<Option<Instant>>,
 }
 
 /// One thread's session.
@@ -62,12 +58,8 @@ pub(super) struct Thread {
     pub(super) session: Session,
 }
 
-/// Loads, finds, logs in, opens the sessions; returns the queue's end.
-pub(super) fn start(
-    module_path: &Path,
-    setup: &Serve,
-    link: &UnixStream,
-) -> Result<mpsc::Sender<Frame>, Failure> {
+/// Loads, finds, logs in, opens the sessions, says hello, and lets them work.
+pub(super) fn start(module_path: &Path, setup: &Serve, link: &OwnedFd) -> Result<(), Failure> {
     let io = |error: std::io::Error| Failure::new(FailureKind::Away, error.to_string());
     let watch = Watch::start(setup.call_timeout, link.try_clone().map_err(io)?).map_err(io)?;
     let pkcs11 = module::load(module_path, &watch)?;
@@ -130,27 +122,22 @@ pub(super) fn start(
         convention,
         verify_wraps: setup.verify_wraps,
         keys: RwLock::default(),
-        replies: Mutex::new(Replies {
-            link: link.try_clone().map_err(io)?,
-            told: None,
-        }),
+        link: link.try_clone().map_err(io)?,
+        told: Mutex::default(),
     });
     drop(watch);
     shared.send(HELLO, &Reply::Token(shared.info.clone()));
-    let (queue, jobs) = mpsc::channel();
-    let jobs = Arc::new(Mutex::new(jobs));
     for session in sessions {
         let thread = Thread {
             shared: Arc::clone(&shared),
             session,
         };
-        let jobs = Arc::clone(&jobs);
         std::thread::Builder::new()
             .name("session".into())
-            .spawn(move || thread.run(&jobs))
+            .spawn(move || thread.run())
             .map_err(io)?;
     }
-    Ok(queue)
+    Ok(())
 }
 
 impl Shared {
@@ -165,20 +152,24 @@ impl Shared {
         };
         // Before a failure: this process may end with it.
         let last = matches!(reply, Reply::Failed(_));
-        let mut replies = lock(&self.replies);
-        let due = last || replies.told.is_none_or(|told| told.elapsed() >= TELL_CALLS);
-        let told = if due {
-            replies.told = Some(Instant::now());
-            super::tell_calls(&mut replies.link)
-        } else {
-            Ok(())
+        let told = match last || self.is_due() {
+            true => super::tell_calls(&self.link),
+            false => Ok(()),
         };
-        if told
-            .and_then(|()| replies.link.write_all(frame.as_bytes()))
-            .is_err()
-        {
+        if told.and_then(|()| wire::send(&self.link, &frame)).is_err() {
             exit::now(exit::LINK_CLOSED);
         }
+    }
+
+    /// Whether the server is to be told now how the module was called; true
+    /// for one thread alone.
+    fn is_due(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = told.is_none_or(|told| told.elapsed() >= TELL_CALLS);
+        if due {
+            *told = Some(Instant::now());
+        }
+        due
     }
 
     /// A key by the id that requests use.
@@ -201,9 +192,18 @@ impl Shared {
 }
 
 impl Thread {
-    fn run(mut self, jobs: &Mutex<mpsc::Receiver<Frame>>) {
+    fn run(mut self) {
+        let mut inbox = Inbox::new();
         loop {
-            let Ok(frame) = lock(jobs).recv() else { return };
+            let frame = match inbox.recv(&self.shared.link) {
+                Ok(Some(frame)) => frame,
+                // The first thread of this process sees it too, and ends it.
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!("the link broke: {error}");
+                    exit::now(exit::LINK_CLOSED);
+                }
+            };
             let answered = self.answer(&frame);
             // The module's own frames too: SoftHSM leaves data keys in them.
             zeroize_stack::<MODULE_STACK>();
@@ -221,9 +221,4 @@ impl Thread {
             }
         }
     }
-}
-
-/// A panic ends the process, so a poisoned lock cannot be seen in earnest.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

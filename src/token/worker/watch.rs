@@ -3,7 +3,7 @@
 //! ends the process, which is the only cure of a stuck C call.
 
 use std::io;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ struct Step {
 
 impl Watch {
     /// Begins to watch; `link` is told before the process ends.
-    pub(super) fn start(limit: Duration, mut link: UnixStream) -> io::Result<Self> {
+    pub(super) fn start(limit: Duration, link: OwnedFd) -> io::Result<Self> {
         let step = Step {
             what: "loading",
             since: Instant::now(),
@@ -42,7 +42,7 @@ impl Watch {
                 tracing::error!("{detail}");
                 let failure = Failure::new(FailureKind::Lost, detail);
                 // The server may be gone; the exit code still says it.
-                let _ = send(&mut link, HELLO, &Reply::Failed(failure));
+                let _ = send(&link, HELLO, &Reply::Failed(failure));
                 exit::now(exit::LOST);
             })?;
         Ok(Self { shared })
