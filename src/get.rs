@@ -13,7 +13,7 @@ pub use body::PlaintextBody;
 use crate::api::{self, Error, ErrorKind, Receipt};
 use crate::binding;
 use crate::catalog::{CatalogError, Known, Standing};
-use crate::engine::Engine;
+use crate::engine::{Engine, Settings};
 use crate::fault::{message_error, store_error};
 use crate::message::{Header, Parsed, Permit};
 use crate::store::{Buffer, ByteRange, Fetched, Pin, Place, Select};
@@ -59,6 +59,19 @@ pub struct GetRequest {
     pub rings: Option<Vec<String>>,
 }
 
+impl GetRequest {
+    /// The object whose record in the catalogue this one is held against: of
+    /// a replica, the one that it replicates. What is said to be a copy of
+    /// some other object is known under its own name only.
+    #[must_use]
+    pub fn home(&self, settings: &Settings) -> Place {
+        match self.bound_to {
+            Some(_) => self.place.clone(),
+            None => settings.home(&self.place),
+        }
+    }
+}
+
 /// Facts about an opened object, all of them authenticated but for what S3
 /// alone knows (version id, content type, storage class).
 #[derive(Clone, Debug)]
@@ -102,8 +115,7 @@ pub async fn get(
     let whole = request.wanted == Wanted::Whole;
     // Before the first byte is asked for: what was current then is no
     // rollback, even if it is replaced while this request runs.
-    // Of a replica, what is known of the object that it replicates.
-    let home = engine.settings.home(&request.place);
+    let home = request.home(&engine.settings);
     let known = known(engine, &home).await?;
     let hint = known.as_ref().map(|known| known.receipt.stored_size);
     let first = if whole {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use support::tamper::{
     Anatomy, FINAL_HEAD, FRAME_HEAD, TAG, read, refused, refused_by_cli, stored,
 };
-use support::{Agent, Hsm, Weed, pattern, temp_dir, value};
+use support::{Agent, Hsm, Weed, alias, pattern, temp_dir, value};
 
 /// Plaintext bytes of a frame in these tests, the least we write.
 const FRAME: usize = 4096;
@@ -393,12 +393,7 @@ fn rule_05_06_a_replica_is_read_under_its_own_name_as_what_it_replicates() {
     let (home, replica) = (weed.bucket("home"), weed.versioned_bucket("replica"));
     let agent = Agent::start(&hsm, weed, |config| {
         config["message"]["frame_length"] = value("4 KiB");
-        let mut alias = toml_edit::Table::new();
-        alias["bucket"] = value(&replica);
-        alias["holds"] = value(&home);
-        let mut all = toml_edit::ArrayOfTables::new();
-        all.push(alias);
-        config["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
+        alias(config, &replica, &home);
     });
     let old = stored(&agent, weed, &home, "k", &pattern(1, 9000));
     let other = stored(&agent, weed, &home, "other", &pattern(2, 9000));
@@ -436,6 +431,16 @@ fn rule_05_06_a_replica_is_read_under_its_own_name_as_what_it_replicates() {
     );
     assert_eq!(weed.raw_get(&replica, "new"), None);
     assert_eq!(read(&agent, &home, "k").body, pattern(3, 9000));
+    // What is said to be a copy of another object tells nothing of that one.
+    let late = stored(&agent, weed, &home, "late", &pattern(4, 9000));
+    weed.raw_put(&replica, "k", &late);
+    let bound_to = format!("s3://{home}/late");
+    let bound_to = [("Strongroom-Bound-To", bound_to.as_str())];
+    let target = format!("/v1/objects/{replica}/k");
+    let reply = agent.http("GET", &target, &bound_to, b"");
+    assert_eq!(reply.body, pattern(4, 9000));
+    assert_eq!(read(&agent, &home, "k").body, pattern(3, 9000));
+
     // Without the alias it is just an object of another place.
     let stranger = small_frames(&hsm, weed);
     let slug = refused(&stranger, "no alias", &read(&stranger, &replica, "k"), &[]);

@@ -210,7 +210,7 @@ async fn read(
     let mut op = granted.op(kind, &place.bucket, Some(&place.key));
     op.event().version_id.clone_from(&request.version_id);
     op.check()?;
-    let asked = granted.app.engine.settings.home(place);
+    let asked = request.home(&granted.app.engine.settings);
     let (facts, mut body) = match get::get(&granted.app.engine, request).await {
         Ok(opened) => opened,
         Err(error) => return op.finish(Err(error)).await,

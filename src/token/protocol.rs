@@ -1,8 +1,9 @@
 //! What server and worker say to each other: frames, requests, replies.
 //!
 //! A frame is `id u64 | body`, big-endian, in one packet; its length is checked
-//! before anything is allocated. Bodies are postcard. The first frame is the parent's [`Setup`]; the worker answers it with a
-//! hello (frame id 0); then requests and replies in any order, matched by id.
+//! before anything is allocated. Bodies are postcard. The first frame is the
+//! parent's [`Setup`]; the worker answers it with a hello (frame id 0); then
+//! requests and replies in any order, matched by id.
 //!
 //! Requests and replies may carry data keys, so a frame is zeroised when it
 //! is dropped, is allocated once at its final size (growing would leave a

@@ -8,12 +8,7 @@ fn a_replica_is_opened_by_the_slots_that_it_holds() {
     let (hsm, weed) = (two_tokens(None), Weed::shared());
     let (home, replica) = (weed.bucket("slots-home"), weed.bucket("slots-replica"));
     let mut agent = Agent::start(&hsm, weed, |config| {
-        let mut alias = toml_edit::Table::new();
-        alias["bucket"] = value(&replica);
-        alias["holds"] = value(&home);
-        let mut all = toml_edit::ArrayOfTables::new();
-        all.push(alias);
-        config["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
+        alias(config, &replica, &home);
     });
     fill(&agent, &home, "one/", 2, &[]);
     fill(&agent, &home, "packed/", 4, &[]);

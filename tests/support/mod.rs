@@ -71,6 +71,16 @@ pub fn tell(figure: &str) {
     let _ = writeln!(std::io::stderr(), "figure: {figure}");
 }
 
+/// Configures a bucket that holds another one's replicas.
+pub fn alias(config: &mut DocumentMut, bucket: &str, holds: &str) {
+    let mut alias = toml_edit::Table::new();
+    alias["bucket"] = value(bucket);
+    alias["holds"] = value(holds);
+    let mut all = toml_edit::ArrayOfTables::new();
+    all.push(alias);
+    config["bucket_alias"] = toml_edit::Item::ArrayOfTables(all);
+}
+
 /// A temporary directory with a path short enough for a Unix socket in it.
 pub fn temp_dir() -> tempfile::TempDir {
     tempfile::Builder::new()
