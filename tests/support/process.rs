@@ -184,6 +184,30 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
         .and_then(rustix::process::Pid::from_raw);
     // It may have ended by itself.
     let _ = rustix::process::kill_process(pid.unwrap(), signal);
+    if signal == rustix::process::Signal::STOP {
+        stopped(pid.unwrap().as_raw_nonzero().get().unsigned_abs());
+    }
+}
+
+/// Waits until every thread of a process is stopped: the kernel tells one, and
+/// that one the others, which work on until then.
+pub fn stopped(pid: u32) {
+    let still = || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter();
+        let mut states = threads.flatten().flatten().map(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The name stands in brackets, and may hold anything.
+            let state = stat
+                .rsplit_once(") ")
+                .map(|(_, rest)| rest.starts_with(['T', 'Z', 'X']));
+            state.unwrap_or(true)
+        });
+        states.all(|stopped| stopped).then_some(())
+    };
+    assert!(
+        eventually(Duration::from_secs(10), still).is_some(),
+        "{pid} runs on"
+    );
 }
 
 /// One running process.

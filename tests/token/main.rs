@@ -187,6 +187,9 @@ impl Rig {
                 .unwrap()
                 .success()
         );
+        if name == "STOP" {
+            support::process::stopped(self.child.id());
+        }
     }
 }
 
