@@ -4,6 +4,7 @@ mod archive;
 mod audit;
 mod catalog;
 mod connection;
+mod conversation;
 mod evidence;
 mod grants;
 mod import;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header as std_header};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
@@ -16,6 +16,7 @@ use crate::objects::{self, ListRequest};
 use crate::put::{self, PutRequest};
 
 use super::archive;
+use super::conversation::RequestBody;
 use super::metrics::Timer;
 use super::peer::Peer;
 use super::policy::{Meter, Rights};
@@ -59,7 +60,7 @@ pub(super) async fn put(
     target: Target,
     query: Query,
     headers: &HeaderMap,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Response<Body>, Error> {
     query.allow(&[])?;
     let request = PutRequest {
