@@ -38,6 +38,10 @@ const TICK: Duration = Duration::from_millis(250);
 /// A recovery that takes longer than this is told as "down".
 const DOWN_AFTER: Duration = Duration::from_secs(30);
 
+/// A worker that finds no key of those that were there is replaced: at most so
+/// often, twice as long from time to time, up to the second; each is a log-in.
+const FRESH: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+
 /// What the manager is told.
 pub(super) enum Command {
     Attach(OwnedFd, u32),
@@ -75,6 +79,11 @@ pub(super) struct Manager {
     away_since: Option<Instant>,
     /// When keys that did not open are tried again.
     retry: Retry,
+    /// Keys that have been in service since this server started.
+    known: Vec<KeySpec>,
+    /// When a worker that finds none of them is next replaced, and how long
+    /// after that again.
+    fresh: (Instant, Duration),
     /// Counts attempts to open keys; what a former one reports is dropped.
     opening: u64,
     probing: bool,
@@ -99,6 +108,8 @@ impl Manager {
             verdict: None,
             away_since: Some(now),
             retry: Retry::new(),
+            known: Vec::new(),
+            fresh: (now, FRESH.0),
             opening: 0,
             probing: false,
             last_probe: now,

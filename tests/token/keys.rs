@@ -208,6 +208,34 @@ async fn rule_18_another_key_under_the_same_label_is_not_the_key_it_was() {
     assert!(matches!(error, TokenError::Misconfigured { .. }));
 }
 
+/// A module may take it for good that its token was away for a moment: keys
+/// that were there are looked for by another worker before somebody must.
+#[tokio::test]
+async fn a_worker_that_misses_a_key_that_was_there_gives_way_to_another() {
+    let hsm = Hsm::new();
+    hsm.generate("archive");
+    let mut rig = Rig::new(hsm, &[key("archive")]).await;
+    rig.hsm
+        .tool_ok(&["--delete-object", "--type", "secrkey", "--label", "archive"]);
+    rig.respawn();
+    let mut health = rig.token.health();
+    health
+        .wait_for(|h| *h == Health::Misconfigured)
+        .await
+        .unwrap();
+    health.wait_for(|h| *h == Health::Recovering).await.unwrap();
+    assert_eq!(rig.exit_code().await, Some(0));
+    // The next one is not replaced as soon as that.
+    rig.respawn();
+    health
+        .wait_for(|h| *h == Health::Misconfigured)
+        .await
+        .unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    assert!(rig.child.try_wait().unwrap().is_none());
+    assert_eq!(*health.borrow(), Health::Misconfigured);
+}
+
 #[tokio::test]
 async fn rule_18_a_check_value_is_the_tokens_own_three_bytes() {
     let hsm = Hsm::new();

@@ -9,7 +9,7 @@ use crate::token::opening::open_key;
 use crate::token::protocol::KeySpec;
 use crate::token::state::Slot;
 
-use super::{Command, Manager};
+use super::{Command, FRESH, Manager};
 
 impl Manager {
     pub(super) fn set_keys(&mut self, specs: Vec<KeySpec>) {
@@ -80,6 +80,12 @@ impl Manager {
             };
             open(&former) && open(&keys)
         });
+        for key in keys.iter().filter(|key| key.opened.is_some()) {
+            self.fresh.1 = FRESH.0;
+            if !self.known.contains(&key.spec) {
+                self.known.push(key.spec.clone());
+            }
+        }
         self.state.send_modify(|state| state.keys = Arc::new(keys));
         self.retry.plan(&self.state.borrow().keys, Instant::now());
         self.assess();

@@ -9,7 +9,7 @@ use crate::token::error::TokenError;
 use crate::token::health::{Facts, Health, Verdict};
 use crate::token::state::{Slot, State};
 
-use super::{Command, Manager, TICK};
+use super::{Command, FRESH, Manager, TICK};
 
 /// How often one of a token's keys is probed, in turn, whatever the traffic:
 /// a put shows that something was encrypted, and a get that something opens,
@@ -47,6 +47,10 @@ impl Manager {
         // A task still at work means that keys are being opened.
         let busy = self.task.as_ref().is_some_and(|task| !task.is_finished());
         if !busy && self.retry.due(now) {
+            if self.lost_sight(now) {
+                self.lost("no key that was there is to be found: another worker looks");
+                return;
+            }
             self.open_keys();
         }
         let health = self.state.borrow().health;
@@ -58,6 +62,22 @@ impl Manager {
             self.probe(None);
         }
         self.assess();
+    }
+
+    /// Whether another worker may see what this one does not. A module that
+    /// was loaded while its token was away for a moment may take that for good
+    /// (SoftHSM does), and calls keys missing that are there.
+    fn lost_sight(&mut self, now: Instant) -> bool {
+        let keys = Arc::clone(&self.state.borrow().keys);
+        let missed = |key: &Slot| !key.temporary() && self.known.contains(&key.spec);
+        // Nobody is disturbed by it.
+        let idle = keys.iter().all(|key| key.opened.is_none());
+        let (due, pause) = self.fresh;
+        if !idle || now < due || !keys.iter().any(missed) {
+            return false;
+        }
+        self.fresh = (now + pause, (pause * 2).min(FRESH.1));
+        true
     }
 
     /// Probes a key: this one, one whose last probe failed, or the next.
