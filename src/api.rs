@@ -419,6 +419,9 @@ pub struct Status {
     pub endpoint: String,
     /// How the server is confined, such as `landlock+seccomp`.
     pub confinement: String,
+    /// The cryptographic library of this build.
+    #[serde(default)]
+    pub cryptography: String,
     /// The audit log.
     #[serde(default)]
     pub audit: AuditStatus,

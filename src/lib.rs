@@ -17,6 +17,7 @@ pub mod components;
 pub mod config;
 pub mod confine;
 pub mod control;
+pub mod crypto;
 pub mod doctor;
 pub mod engine;
 pub mod evidence;

@@ -4,6 +4,7 @@ mod archive;
 mod audit;
 mod catalog;
 mod connection;
+mod conversation;
 mod deliver;
 mod descriptor;
 mod evidence;

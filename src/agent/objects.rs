@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header as std_header};
-use hyper::body::{Body as _, Frame, Incoming};
+use hyper::body::{Body as _, Frame};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
@@ -16,6 +16,7 @@ use crate::objects::{self, ListRequest};
 use crate::put::{self, PutRequest, Source, SourceFile};
 
 use super::archive;
+use super::conversation::RequestBody;
 use super::deliver::TargetFile;
 use super::descriptor::Descriptor;
 use super::metrics::Timer;
@@ -67,7 +68,7 @@ pub(super) async fn put(
     target: Target,
     query: Query,
     headers: &HeaderMap,
-    body: Incoming,
+    body: RequestBody,
     descriptor: Option<Descriptor>,
 ) -> Result<Response<Body>, Error> {
     query.allow(&[])?;

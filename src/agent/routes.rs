@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
@@ -17,6 +16,7 @@ use crate::config::WrapLimit;
 use super::archive;
 use super::audit::{self, Asked};
 use super::catalog;
+use super::conversation::RequestBody;
 use super::descriptor::{Descriptor, Passed};
 use super::evidence;
 use super::grants;
@@ -44,7 +44,7 @@ const JSON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 pub(super) async fn answer(
     app: Arc<App>,
     peer: Arc<Peer>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     passed: Passed,
 ) -> Response<Body> {
     let request_id = reply::request_id();
@@ -95,7 +95,7 @@ pub(super) async fn answer(
 async fn route(
     app: &Arc<App>,
     peer: &Arc<Peer>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     passed: Passed,
     request_id: &str,
     timer: &Arc<Timer>,
@@ -382,7 +382,7 @@ pub(super) fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
 }
 
 /// A request's body, which is the JSON of `what`.
-async fn read_json<T: DeserializeOwned>(body: Incoming, what: &str) -> Result<T, Error> {
+async fn read_json<T: DeserializeOwned>(body: RequestBody, what: &str) -> Result<T, Error> {
     let body = http_body_util::Limited::new(body, MAX_JSON).collect();
     let bytes = tokio::time::timeout(JSON_PATIENCE, body)
         .await
@@ -393,7 +393,7 @@ async fn read_json<T: DeserializeOwned>(body: Incoming, what: &str) -> Result<T,
         .map_err(|e| malformed(format!("the body is not the JSON of {what}: {e}")))
 }
 
-async fn generate_key(app: &App, peer: &Peer, body: Incoming) -> Result<Response<Body>, Error> {
+async fn generate_key(app: &App, peer: &Peer, body: RequestBody) -> Result<Response<Body>, Error> {
     let wanted: GenerateKey = read_json(body, "a new key").await?;
     let token = app.engine.keyring.token(&wanted.token).ok_or_else(|| {
         Error::new(

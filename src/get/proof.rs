@@ -59,7 +59,9 @@ pub(super) type Digests = VecDeque<[u8; 32]>;
 /// The digest that such a fetch is known by.
 pub(super) fn digest(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
-    out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    out.copy_from_slice(
+        crate::crypto::digest::digest(&crate::crypto::digest::SHA256, bytes).as_ref(),
+    );
     out
 }
 

@@ -13,8 +13,9 @@ use aes_gcm::aead::consts::U12;
 use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
 use aes_gcm::aes::Aes192;
 use aes_gcm::{AesGcm, Tag as SoftTag};
-use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::{Zeroize as _, zeroize_stack};
+
+use crate::crypto::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 use super::error::Error;
 

@@ -16,6 +16,7 @@ use aws_sdk_s3::config::{
     Builder, ConfigBag, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
 };
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::{Connector, tls};
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextMut;
@@ -141,6 +142,11 @@ impl Store {
             .clone()
             .unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
         let tally = Arc::<Tally>::default();
+        // Reading the system's trust anchors is most of a start's time.
+        let http = match plain {
+            true => aws_smithy_http_client::Builder::new().build_http(),
+            false => http,
+        };
         let builder = Builder::new()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http)
@@ -291,9 +297,16 @@ async fn own_region(config: &S3) -> Option<Region> {
         .await
 }
 
-/// hyper with rustls on ring. The credentials chain uses it too.
+/// TLS by the library of this build (`crypto`).
+#[cfg(not(feature = "fips"))]
+const CRYPTO: CryptoMode = CryptoMode::Ring;
+/// TLS by the library of this build (`crypto`).
+#[cfg(feature = "fips")]
+const CRYPTO: CryptoMode = CryptoMode::AwsLcFips;
+
+/// hyper with rustls. The credentials chain uses it too.
 fn http_client(config: &S3) -> Result<SharedHttpClient, StoreError> {
-    let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+    let provider = tls::Provider::Rustls(CRYPTO);
     let trust = match &config.ca_bundle {
         Some(path) => own_roots(path, &provider)?,
         None => tls::TrustStore::default(),

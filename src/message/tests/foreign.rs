@@ -4,7 +4,8 @@
 use data_encoding::BASE64;
 use p384::ecdsa::SigningKey;
 use p384::ecdsa::signature::hazmat::PrehashSigner as _;
-use ring::digest::{SHA384, digest};
+
+use crate::crypto::digest::{SHA384, digest};
 
 use super::super::frame::{self, Kind};
 use super::super::keys::derive;
