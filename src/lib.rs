@@ -22,6 +22,7 @@ pub mod doctor;
 pub mod engine;
 pub mod evidence;
 pub mod fault;
+mod gather;
 pub mod get;
 pub mod keyring;
 pub mod log;

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, Floor)] = &[
     ("confine", Floor::Ground),
     ("crypto", Floor::Ground),
     ("log", Floor::Ground),
+    ("gather", Floor::Ground),
     ("wipe", Floor::Ground),
     ("manifest", Floor::Ground),
     ("bundle", Floor::Ground),

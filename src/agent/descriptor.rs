@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_systems_that_a_user_can_serve_are_not_on_the_list() {
+    fn rule_26_file_systems_that_a_user_can_serve_are_not_on_the_list() {
         // FUSE, proc, sysfs, overlayfs, NFS, SMB 1 to 3, 9p, ecryptfs
         // (linux/magic.h).
         for kind in [

@@ -259,7 +259,7 @@ impl Server {
             Keyring::new(&config, public_keys, catalog.clone(), stuck_tx),
             store,
             catalog,
-            Pool::new(budget),
+            Pool::new(config.part_buffers()),
             Spool::new(spool_dir, config.spool.max.bytes()),
             Settings::new(&config, limits),
             cancelled,

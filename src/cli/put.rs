@@ -273,6 +273,10 @@ async fn store(
         match stored {
             // Some file systems' files the agent does not read; bytes it takes.
             Err(error) if error.kind == ErrorKind::DescriptorRefused => {}
+            Err(error) if error.kind == ErrorKind::Incomplete => {
+                let cannot = || Failure::api(format_args!("cannot put {to}"), &error);
+                return Err(source.blame().unwrap_or_else(cannot));
+            }
             stored => {
                 return stored
                     .map_err(|error| Failure::api(format_args!("cannot put {to}"), &error));

@@ -175,6 +175,15 @@ impl Source {
         }
     }
 
+    /// Why a passed file was not stored: that it changed, if it did.
+    pub(super) fn blame(&self) -> Option<Failure> {
+        let Feed::File(file, before) = &self.feed else {
+            return None;
+        };
+        let changed_since = Fingerprint::of(file).is_ok_and(|now| now != *before);
+        changed_since.then(|| changed(&self.name))
+    }
+
     /// Starts reading. The body breaks off if the source fails; the reason is
     /// then in the [`Verdict`].
     pub(super) fn start(self, progress: Progress) -> (Upload, Verdict) {
