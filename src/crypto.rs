@@ -14,6 +14,10 @@ use ring as library;
 
 pub(crate) use library::{aead, digest, hkdf, signature};
 
+/// The other library's, or the same one's: what tests compare with.
+#[cfg(test)]
+pub(crate) use aws_lc_rs::aead as aws_lc;
+
 use digest::Digest;
 
 /// The library's name, as `strongroom status` tells it.
