@@ -41,7 +41,7 @@ impl Rig {
             return None;
         }
         let (store, hsm) = (NullStore::start(), Hsm::new());
-        let agent = Agent::start(&hsm, Store::at(&store.endpoint()), |config| {
+        let agent = Agent::start(&hsm, Store::at(store.endpoint()), |config| {
             config["s3"]["part_size"] = value("5 MiB");
             config["s3"]["upload_concurrency"] = value(1);
         });
