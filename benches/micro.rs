@@ -31,6 +31,7 @@ fn main() {
         .measurement_time(Duration::from_secs(2))
         .sample_size(20)
         .configure_from_args();
+    ciphers(&mut criterion);
     frames(&mut criterion);
     headers(&mut criterion);
     keys(&mut criterion);
@@ -66,6 +67,44 @@ fn parsed(bytes: &[u8]) -> Header {
         Parsed::Header(header) => *header,
         Parsed::NeedMore => panic!("it is whole"),
     }
+}
+
+/// AES-256-GCM of a frame of our default length, by three libraries: the first
+/// is the one that was chosen.
+fn ciphers(criterion: &mut Criterion) {
+    use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
+    let (key, mut text) = ([7; 32], vec![7; 256 << 10]);
+    let mut group = criterion.benchmark_group("AES-256-GCM of 256 KiB");
+    group.throughput(Throughput::Bytes(text.len() as u64));
+    // One IV for all of it: nobody gets what is sealed here.
+    let iv = [1; 12];
+    let ring = ring::aead::UnboundKey::new(&ring::aead::AES_256_GCM, &key).unwrap();
+    let ring = ring::aead::LessSafeKey::new(ring);
+    group.bench_function("ring", |b| {
+        b.iter(|| {
+            let nonce = ring::aead::Nonce::assume_unique_for_key(iv);
+            ring.seal_in_place_separate_tag(nonce, ring::aead::Aad::empty(), &mut text)
+                .unwrap()
+        });
+    });
+    let aws_lc = aws_lc_rs::aead::UnboundKey::new(&aws_lc_rs::aead::AES_256_GCM, &key).unwrap();
+    let aws_lc = aws_lc_rs::aead::LessSafeKey::new(aws_lc);
+    group.bench_function("aws-lc-rs", |b| {
+        b.iter(|| {
+            let nonce = aws_lc_rs::aead::Nonce::assume_unique_for_key(iv);
+            aws_lc
+                .seal_in_place_separate_tag(nonce, aws_lc_rs::aead::Aad::empty(), &mut text)
+                .unwrap()
+        });
+    });
+    let rust = aes_gcm::Aes256Gcm::new_from_slice(&key).unwrap();
+    group.bench_function("aes-gcm", |b| {
+        b.iter(|| {
+            rust.encrypt_inout_detached(&iv.into(), &[], text.as_mut_slice().into())
+                .unwrap()
+        });
+    });
+    group.finish();
 }
 
 fn frames(criterion: &mut Criterion) {

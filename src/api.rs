@@ -69,6 +69,9 @@ pub mod header {
     pub const FOREIGN_WRITE: &str = "strongroom-foreign-write";
     /// `true` if the object may wait with the agent while the store is away.
     pub const QUEUE: &str = "strongroom-queue";
+    /// The plaintext is no body, but so many bytes of the open file whose
+    /// descriptor comes with the connection's first byte.
+    pub const DESCRIPTOR: &str = "strongroom-descriptor";
     /// What an upload's client says its source is.
     pub const SOURCE: &str = "strongroom-source";
     /// Where an upload stands, or a part of it begins: bytes (the IETF's
@@ -416,6 +419,9 @@ pub struct Status {
     pub endpoint: String,
     /// How the server is confined, such as `landlock+seccomp`.
     pub confinement: String,
+    /// The cryptographic library of this build.
+    #[serde(default)]
+    pub cryptography: String,
     /// The audit log.
     #[serde(default)]
     pub audit: AuditStatus,

@@ -148,6 +148,40 @@ impl Client {
         Ok(Download::new(self.clone(), answer))
     }
 
+    /// Has the agent write an object to a file, from the file's end on, which
+    /// must be its position too. All of it is there when this returns, and
+    /// verified; after an error it holds whatever.
+    ///
+    /// # Errors
+    /// As for [`Client::get`]; [`ErrorKind::DescriptorRefused`] for files that
+    /// the agent does not write, of network file systems for example.
+    pub async fn get_to_file(
+        &self,
+        bucket: &str,
+        key: &str,
+        options: &GetOptions,
+        file: &std::fs::File,
+    ) -> Result<ObjectInfo, Error> {
+        let upload = Upload::from_file(file, 0)
+            .map_err(|error| Error::new(ErrorKind::DescriptorRefused, error.to_string()))?;
+        let path = read_path(bucket, key, options);
+        let answer = self.send(Method::GET, &path, get_headers(options)?, upload);
+        let answer = answer.await?.success().await?;
+        let written = wire::text(
+            answer.headers(),
+            &HeaderName::from_static(header::DESCRIPTOR),
+        );
+        let length = written.and_then(|text| text.parse().ok());
+        // An agent that knew nothing of descriptors would send a body.
+        let length = length.ok_or_else(|| {
+            Error::new(ErrorKind::DescriptorRefused, "the agent wrote to no file")
+        })?;
+        Ok(ObjectInfo {
+            length,
+            ..object_info(answer.headers())
+        })
+    }
+
     /// What the headers of a get would say.
     ///
     /// # Errors
@@ -408,10 +442,7 @@ impl Client {
         key: &str,
         options: &GetOptions,
     ) -> Result<wire::Answer, Error> {
-        let mut path = object_path(bucket, key);
-        if let Some(version) = &options.version_id {
-            path.push_str(&format!("?version_id={}", encode(version)));
-        }
+        let path = read_path(bucket, key, options);
         self.send(method, &path, get_headers(options)?, Upload::empty())
             .await
     }
@@ -557,6 +588,14 @@ fn add(headers: &mut HeaderMap, name: &'static str, value: &str) -> Result<(), E
     })?;
     headers.append(HeaderName::from_static(name), value);
     Ok(())
+}
+
+fn read_path(bucket: &str, key: &str, options: &GetOptions) -> String {
+    let mut path = object_path(bucket, key);
+    if let Some(version) = &options.version_id {
+        path.push_str(&format!("?version_id={}", encode(version)));
+    }
+    path
 }
 
 fn object_info(headers: &HeaderMap) -> ObjectInfo {

@@ -32,6 +32,10 @@ const FRAME_LENGTH: std::ops::RangeInclusive<u64> = (4 << 10)..=(16 << 20);
 /// Sizes of a file of audit records, in bytes: below 64 KiB a busy agent makes
 /// several a second; above 1 GiB a start, which reads the last, takes seconds.
 const ROTATE: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
+/// Bytes that a request in progress holds beside its parts: two buffers of its
+/// connection, its state and that of its request to the store. 256 uploads at
+/// once were seen to take 66 MiB beside 256 MiB of parts.
+const BESIDE_PARTS: u64 = 256 << 10;
 
 /// A configuration that passed every check which needs nothing but its text.
 #[derive(Clone, Debug)]
@@ -149,6 +153,23 @@ impl Config {
         rings.all(|r| r == first).then_some(first)
     }
 
+    /// Bytes of `memory_budget` that part buffers may have: what is left of it
+    /// by what requests in progress hold beside them, which is given a quarter
+    /// of it at most.
+    #[must_use]
+    pub fn part_buffers(&self) -> u64 {
+        let budget = self.agent.memory_budget.bytes();
+        let requests = self.agent.max_requests as u64;
+        let beside = requests.saturating_mul(BESIDE_PARTS).min(budget / 4);
+        (budget - beside).max(self.least_part_buffers())
+    }
+
+    /// One request must always be able to hold one part: the part, the frame
+    /// that may overlap its end, and the header.
+    fn least_part_buffers(&self) -> u64 {
+        self.s3.part_size.bytes() + self.message.frame_length.bytes() + (1 << 20)
+    }
+
     /// Where the audit log is kept.
     #[must_use]
     pub fn audit_dir(&self) -> PathBuf {
@@ -198,9 +219,7 @@ impl Config {
                 "leave it out for the default of 256 KiB",
             );
         }
-        // One request must always be able to hold one part: the part, the
-        // frame that may overlap its end, and the header.
-        let least = part + frame + (1 << 20);
+        let least = self.least_part_buffers();
         if self.agent.memory_budget.bytes() < least {
             return err(
                 format!(

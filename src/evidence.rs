@@ -12,7 +12,6 @@ use std::path::Path;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use ring::digest::{SHA256, digest};
 
 use crate::api::{
     Answer, EVIDENCE_FORMAT, Error, ErrorKind, Evidence, EvidenceKey, EvidenceToken, Installation,
@@ -22,6 +21,7 @@ use crate::audit::{
     self, Checkpoint, Files, Hash, Note, PublicKey, Range, Record, Signer, Standing, TreeHead,
     parse_notes,
 };
+use crate::crypto::digest::{SHA256, digest};
 use crate::engine::Engine;
 use tally::Tally;
 

@@ -50,7 +50,8 @@ pub fn init(role: &'static str) {
             .event_format(Human { role, pid, format })
             .try_init()
     } else {
-        let format = Format::default().json();
+        // A request has one span: the list of them would say it twice.
+        let format = Format::default().json().with_span_list(false);
         builder
             .fmt_fields(JsonFields::new())
             .event_format(Lines { role, pid, format })

@@ -11,6 +11,7 @@ pub mod queue;
 pub mod resume;
 
 pub use orphans::sweep;
+pub use parts::{Gate, Lent, SourceFile};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -34,7 +35,15 @@ use parts::Assembly;
 /// (S3 User Guide, "Working with object metadata").
 const METADATA_LIMIT: usize = 2048;
 
-/// Where plaintext comes from: a request's body, later a passed descriptor.
+/// What a put reads.
+pub enum Source<'a, S> {
+    /// Bytes as they come.
+    Stream(&'a mut S),
+    /// A file that the client passed open.
+    File(&'a mut SourceFile),
+}
+
+/// Where streamed plaintext comes from: a request's body.
 pub trait Plaintext: Send {
     /// Fills the beginning of `into` with at least one byte; 0 only at the
     /// end that the sender meant.
@@ -69,10 +78,10 @@ pub struct PutRequest {
 /// # Errors
 /// Any failure leaves nothing in S3: no object, no multipart upload. The
 /// first error is returned; an abort's own failure is logged.
-pub async fn put(
+pub async fn put<S: Plaintext>(
     engine: &Engine,
     mut request: PutRequest,
-    source: &mut impl Plaintext,
+    source: Source<'_, S>,
     op: &mut Op,
 ) -> Result<Receipt, Error> {
     let (key, in_use) = check(engine, &mut request, op).await?;
@@ -309,18 +318,23 @@ struct Job<'e> {
 type Done<'e> = (u64, Stored, tokio::sync::MutexGuard<'e, ()>);
 
 impl<'e> Job<'e> {
-    async fn run(
+    async fn run<S: Plaintext>(
         &mut self,
         mut assembly: Assembly<'e>,
         mut sealer: Sealer,
-        source: &mut impl Plaintext,
+        mut source: Source<'_, S>,
         length: Option<u64>,
         needs_slot: bool,
         op: &mut Op,
     ) -> Result<Done<'e>, Error> {
         let mut cancel = self.cancel.clone();
-        while !unless(&mut cancel, assembly.fill_frame(source)).await? {
-            assembly.seal(&mut sealer)?;
+        loop {
+            let filled = assembly.fill(&mut source, sealer);
+            let ended;
+            (sealer, ended) = unless(&mut cancel, filled).await?;
+            if ended {
+                break;
+            }
             if assembly.is_full() {
                 let body = unless(&mut cancel, assembly.take_part()).await?;
                 self.begin().await?;

@@ -6,12 +6,13 @@
 //! the supervisor reads the file, the confined server gets the key itself.
 //! Nothing here could decrypt.
 
+use rsa::RsaPublicKey;
 use rsa::pkcs1::DecodeRsaPublicKey as _;
 use rsa::pkcs8::{DecodePublicKey as _, EncodePublicKey as _};
-use rsa::sha2::{Digest as _, Sha256};
 use rsa::traits::PublicKeyParts as _;
-use rsa::{Oaep, RsaPublicKey};
 
+use crate::crypto::digest::{SHA256, digest};
+use crate::crypto::encrypt_oaep;
 use crate::secret::Secret32;
 
 /// Bits of the modulus. Below 2,048 NIST SP 800-131A disallows it; above
@@ -104,7 +105,7 @@ impl PublicKey {
     /// `openssl pkey -pubin -outform DER | sha256sum` prints.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        data_encoding::HEXLOWER.encode(&Sha256::digest(self.to_der()))
+        data_encoding::HEXLOWER.encode(digest(&SHA256, &self.to_der()).as_ref())
     }
 
     /// Encrypts a data key to it.
@@ -112,10 +113,7 @@ impl PublicKey {
     /// # Errors
     /// The crate refuses the key; in words.
     pub fn wrap(&self, data_key: &Secret32) -> Result<Vec<u8>, String> {
-        let padding = Oaep::new::<Sha256>();
-        self.0
-            .encrypt(&mut rsa::rand_core::OsRng, padding, data_key.expose())
-            .map_err(|error| error.to_string())
+        encrypt_oaep(&self.to_der(), data_key.expose()).map_err(|error| error.to_string())
     }
 }
 
@@ -123,9 +121,10 @@ impl PublicKey {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use rsa::RsaPrivateKey;
     use rsa::pkcs1::EncodeRsaPublicKey as _;
     use rsa::pkcs8::{EncodePrivateKey as _, LineEnding};
+    use rsa::sha2::Sha256;
+    use rsa::{Oaep, RsaPrivateKey};
 
     fn pair(bits: usize) -> (RsaPrivateKey, RsaPublicKey) {
         let private = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, bits).unwrap();

@@ -186,7 +186,7 @@ pub async fn slots_of(
 /// What shards and packs tell an object by: the same on every host.
 #[must_use]
 pub fn object_hash(key: &str) -> u64 {
-    let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    let digest = crate::crypto::digest::digest(&crate::crypto::digest::SHA256, key.as_bytes());
     let mut high = [0; 8];
     high.copy_from_slice(&digest.as_ref()[..8]);
     u64::from_be_bytes(high)

@@ -13,7 +13,9 @@ const FLOORS: &[(&str, Floor)] = &[
     ("api", Floor::Ground),
     ("control", Floor::Ground),
     ("confine", Floor::Ground),
+    ("crypto", Floor::Ground),
     ("log", Floor::Ground),
+    ("gather", Floor::Ground),
     ("wipe", Floor::Ground),
     ("manifest", Floor::Ground),
     ("bundle", Floor::Ground),
@@ -60,6 +62,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     // What they combine and carry are keys.
     ("components", "secret"),
     ("transport", "secret"),
+    // Paths are hashed into names.
+    ("manifest", "crypto"),
     // Both name files by the same paths.
     ("bundle", "manifest"),
     // The doctor looks at tokens by the same short-lived worker as `admin`.
@@ -95,6 +99,7 @@ const KEPT_APART: &[(&str, &[&str])] = &[
 /// Crates (by the beginning of their names) that one module alone may name.
 const OWNED: &[(&str, &str)] = &[
     ("cryptoki", "token"),
+    ("aws_lc_rs", "crypto"),
     ("aws_sdk_s3", "store"),
     ("aws_config", "store"),
     ("aws_smithy", "store"),

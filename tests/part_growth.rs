@@ -244,7 +244,9 @@ async fn store(rig: &Rig, key: &str, len: u64, announced: bool) -> Result<Receip
         comm: None,
     };
     let mut op = rig.audit.op(strongroom::audit::Kind::Put, actor, key);
-    let stored = put(&rig.engine, request, &mut Source::new(len, len), &mut op).await;
+    let mut source = Source::new(len, len);
+    let source = strongroom::put::Source::Stream(&mut source);
+    let stored = put(&rig.engine, request, source, &mut op).await;
     assert_eq!(rig.engine.pool.in_use(), 0, "{key}: memory was kept");
     assert_eq!(rig.engine.spool.in_use(), 0, "{key}: spool was kept");
     stored

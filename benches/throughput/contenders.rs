@@ -1,6 +1,7 @@
 //! Who is measured, and how each is asked to do the same.
 
 use std::cell::RefCell;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -255,6 +256,9 @@ impl<'a> Bench<'a> {
                 ),
             ),
         };
+        if contender.what == Get {
+            touch(Path::new(&out), self.size);
+        }
         self.store.borrow_mut().count();
         let before = self.store.borrow().cpu();
         let mut sample = measure::run(&mut command, if served { &ours } else { &[] })?;
@@ -263,6 +267,15 @@ impl<'a> Bench<'a> {
         sample.bytes = self.size;
         Ok(sample)
     }
+}
+
+/// Makes the machine have `size` bytes of memory at hand for a file: a virtual
+/// one gives free memory back to its host, and gets it again page by page, at
+/// several times the cost of all that is measured here.
+fn touch(path: &Path, size: u64) {
+    let mut file = std::fs::File::create(path).unwrap();
+    std::io::copy(&mut std::io::repeat(0).take(size), &mut file).unwrap();
+    std::fs::remove_file(path).unwrap();
 }
 
 /// Where programs are: those that tests/setup/peers installed come first.

@@ -1,18 +1,20 @@
 //! A client's connection, with a limit on how long it may take nothing.
 //!
-//! A type of our own, because a descriptor may later arrive beside a request
+//! A type of our own also because a descriptor may come beside the first byte
 //! (SCM_RIGHTS), and only the code that reads the socket can receive it.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::store::Pool;
 
+use super::descriptor::{self, Inbox};
 use super::source::{PATIENCE, STARVING_PATIENCE};
 
 /// A connection. A client that does not read holds verified plaintext in
@@ -21,6 +23,8 @@ pub(super) struct Connection {
     stream: UnixStream,
     pool: Pool,
     stall: Option<Stall>,
+    /// Until the first byte has come.
+    inbox: Option<Inbox>,
 }
 
 /// The client takes nothing now.
@@ -31,11 +35,39 @@ struct Stall {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, pool: Pool) -> Self {
+    /// `inbox` gets what is passed beside the first byte.
+    pub(super) fn new(stream: UnixStream, pool: Pool, inbox: Inbox) -> Self {
         Self {
             stream,
             pool,
             stall: None,
+            inbox: Some(inbox),
+        }
+    }
+
+    /// The first bytes.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        inbox: &Inbox,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            let stream = &self.stream;
+            let into = buf.initialize_unfilled();
+            let received = stream.try_io(Interest::READABLE, || {
+                descriptor::receive(stream.as_fd(), into, inbox)
+            });
+            match received {
+                Ok(bytes) => {
+                    buf.advance(bytes);
+                    self.inbox = None;
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
         }
     }
 
@@ -67,13 +99,24 @@ impl Connection {
     }
 }
 
+/// Nothing came, or a signal did: it is tried again.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        match self.inbox.clone() {
+            Some(inbox) => self.poll_receive(cx, buf, &inbox),
+            None => Pin::new(&mut self.stream).poll_read(cx, buf),
+        }
     }
 }
 

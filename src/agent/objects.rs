@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header as std_header};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
@@ -13,9 +13,12 @@ use crate::api::{Error, ErrorKind, Standing, header};
 use crate::audit::{Kind, Op};
 use crate::get::{self, Facts, GetRequest, PlaintextBody, Wanted};
 use crate::objects::{self, ListRequest};
-use crate::put::{self, PutRequest};
+use crate::put::{self, PutRequest, Source, SourceFile};
 
 use super::archive;
+use super::conversation::RequestBody;
+use super::deliver::TargetFile;
+use super::descriptor::Descriptor;
 use super::metrics::Timer;
 use super::peer::Peer;
 use super::policy::{Meter, Rights};
@@ -54,12 +57,19 @@ impl Granted {
     }
 }
 
+/// Where a put's plaintext is.
+enum From {
+    Body(HttpSource),
+    File(SourceFile),
+}
+
 pub(super) async fn put(
     granted: Granted,
     target: Target,
     query: Query,
     headers: &HeaderMap,
-    body: Incoming,
+    body: RequestBody,
+    descriptor: Option<Descriptor>,
 ) -> Result<Response<Body>, Error> {
     query.allow(&[])?;
     let request = PutRequest {
@@ -73,6 +83,26 @@ pub(super) async fn put(
         length: request::length(headers)?,
     };
     let meter = granted.meter(&granted.app.metrics.bytes_in);
+    let passed = descriptor.is_some();
+    let pool = granted.app.engine.pool.clone();
+    // Dropped with this handler, which hyper drops when the client goes.
+    let (present, client) = oneshot::channel();
+    let mut source = match descriptor {
+        None => From::Body(HttpSource::new(
+            body,
+            pool,
+            client,
+            granted.rights.max_size,
+            meter,
+        )),
+        Some(descriptor) => {
+            // Two sources would be one too many.
+            if !body.is_end_stream() {
+                return Err(request::malformed("a descriptor and a body"));
+            }
+            From::File(descriptor.source(client, meter).await?)
+        }
+    };
     let place = &request.place;
     let mut op = granted.op(Kind::Put, &place.bucket, Some(&place.key));
     if let Err(error) = granted.app.check_ready() {
@@ -82,19 +112,19 @@ pub(super) async fn put(
         app,
         permit,
         request_id,
-        rights,
         ..
     } = granted;
     let engine = app.engine.clone();
-    // Dropped with this handler, which hyper drops when the client goes.
-    let (present, client) = oneshot::channel();
-    let mut source = HttpSource::new(body, engine.pool.clone(), client, rights.max_size, meter);
     let (answer, outcome) = oneshot::channel();
     // A task of its own: when the client goes, the upload must still be
     // aborted, and the permit kept until it is.
     let upload = async move {
         let _permit = permit;
-        let outcome = put::put(&engine, request, &mut source, &mut op).await;
+        let source = match &mut source {
+            From::Body(body) => Source::Stream(body),
+            From::File(file) => Source::File(file),
+        };
+        let outcome = put::put(&engine, request, source, &mut op).await;
         // Also of a client that has left; durable before one hears of it.
         let kind = outcome.as_ref().map(|_| ()).map_err(|error| error.kind);
         let recorded = op.end(kind).await;
@@ -127,6 +157,7 @@ pub(super) async fn put(
         bytes = receipt.plaintext_size,
         message_id = receipt.message_id,
         wrapping_key = receipt.wrapping_key,
+        descriptor = passed,
         "stored"
     );
     reply::json(StatusCode::CREATED, &receipt)
@@ -137,14 +168,35 @@ pub(super) async fn get(
     target: Target,
     query: Query,
     headers: &HeaderMap,
-    head: bool,
+    descriptor: Option<Descriptor>,
+) -> Result<Response<Body>, Error> {
+    let wanted = request::range(headers)?;
+    let file = match descriptor {
+        Some(descriptor) => Some(descriptor.target().await?),
+        None => None,
+    };
+    read(granted, target, query, headers, wanted, file).await
+}
+
+pub(super) async fn head(
+    granted: Granted,
+    target: Target,
+    query: Query,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Error> {
+    read(granted, target, query, headers, Wanted::Facts, None).await
+}
+
+async fn read(
+    granted: Granted,
+    target: Target,
+    query: Query,
+    headers: &HeaderMap,
+    wanted: Wanted,
+    file: Option<TargetFile>,
 ) -> Result<Response<Body>, Error> {
     query.allow(&["version_id"])?;
-    let wanted = if head {
-        Wanted::Facts
-    } else {
-        request::range(headers)?
-    };
+    let head = wanted == Wanted::Facts;
     let request = GetRequest {
         place: target.place()?,
         version_id: query.value("version_id"),
@@ -182,9 +234,18 @@ pub(super) async fn get(
         },
     };
     let partial = matches!(wanted, Wanted::Span(..) | Wanted::Suffix(..));
-    let mut response = Response::new(match op {
-        None => reply::full(Bytes::new()),
-        Some(op) => stream(granted, body, op, &facts),
+    let delivered = file.is_some();
+    let mut response = Response::new(match (op, file) {
+        (None, _) => reply::full(Bytes::new()),
+        (Some(op), None) => stream(granted, body, op, &facts),
+        (Some(mut op), Some(file)) => {
+            let mut meter = granted.meter(&granted.app.metrics.bytes_out);
+            let released = op.event().released.insert(0);
+            let total = facts.span.end - facts.span.start;
+            let written = file.take(&mut body, total, &mut meter, released).await;
+            op.finish(written).await?;
+            reply::full(Bytes::new())
+        }
     });
     if partial {
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -197,6 +258,11 @@ pub(super) async fn get(
         reply::set(&mut response, std_header::CONTENT_RANGE, &value);
     }
     describe(&mut response, &facts, head);
+    if delivered {
+        let length = (facts.span.end - facts.span.start).to_string();
+        reply::set(&mut response, header::DESCRIPTOR, &length);
+        reply::set(&mut response, std_header::CONTENT_LENGTH, "0");
+    }
     if let Some(writer) = vouched {
         reply::set(&mut response, header::STANDING, Standing::Writer.as_str());
         reply::set(&mut response, header::WRITER, &writer);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header as std_header};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tracing::Instrument as _;
 
@@ -15,6 +14,7 @@ use crate::catalog::Queued;
 use crate::put::PutRequest;
 use crate::put::queue::{self, Outcome, Records};
 
+use super::conversation::RequestBody;
 use super::objects::Granted;
 use super::peer::Peer;
 use super::policy::Ask;
@@ -33,7 +33,7 @@ pub(super) async fn put(
     granted: Granted,
     target: Target,
     headers: &HeaderMap,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Response<Body>, Error> {
     let request = PutRequest {
         place: target.place()?,

@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 
 use crate::api::{Error, ErrorKind, Operation, RebuildLine, RebuildRequest, Receipt, header};
 use crate::audit::{Kind, Op};
-use crate::put::{self, Plaintext, PutRequest};
+use crate::put::{self, Plaintext, PutRequest, Source};
 use crate::rebuild;
 use crate::store::Place;
 
@@ -121,7 +121,7 @@ async fn store(app: &App, mut request: PutRequest, op: &mut Op) -> Result<Receip
     drop(dir);
     request.length = Some(length);
     let mut source = Copied { file, left: length };
-    put::put(&app.engine, request, &mut source, op).await
+    put::put(&app.engine, request, Source::Stream(&mut source), op).await
 }
 
 /// A directory of mode 0700 that goes with its value.

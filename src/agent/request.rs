@@ -227,8 +227,26 @@ pub(super) fn range(headers: &HeaderMap) -> Result<Wanted, Error> {
     }
 }
 
-/// Plaintext bytes of a body that declares them; hyper has checked the form.
+/// Plaintext bytes of a passed file, if one is announced.
+pub(super) fn descriptor(headers: &HeaderMap) -> Result<Option<u64>, Error> {
+    let Some(text) = text(headers, header::DESCRIPTOR)? else {
+        return Ok(None);
+    };
+    let length = text.parse().ok();
+    let length = length.filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+    length.map(Some).ok_or_else(|| {
+        malformed(format!(
+            "Strongroom-Descriptor is {text:?}; it must be the number of bytes to read"
+        ))
+    })
+}
+
+/// Plaintext bytes of a body that declares them, or of a passed file; hyper
+/// has checked a body's form.
 pub(super) fn length(headers: &HeaderMap) -> Result<Option<u64>, Error> {
+    if let Some(length) = descriptor(headers)? {
+        return Ok(Some(length));
+    }
     Ok(text(headers, "content-length")?.and_then(|n| n.parse().ok()))
 }
 

@@ -8,7 +8,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::stream::StreamExt as _;
 use http::{HeaderMap, Response, header as std_header};
 use http_body_util::BodyExt as _;
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
@@ -16,6 +16,7 @@ use crate::api::{Error, ErrorKind, RewrapItem, RewrapLine, RewrapOptions};
 use crate::audit::Kind;
 use crate::rotate::{self, Items, Records, Request, check_item};
 
+use super::conversation::RequestBody;
 use super::objects::Granted;
 use super::reply::{self, Body};
 use super::request::{self, Query, malformed};
@@ -62,7 +63,7 @@ pub(super) async fn answer(
     granted: Granted,
     options: RewrapOptions,
     headers: &HeaderMap,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Response<Body>, Error> {
     let listed = request::text(headers, "content-type")?.as_deref() == Some(LINES_OF_JSON);
     if listed != options.source.is_some() {
@@ -113,7 +114,7 @@ fn records(granted: Arc<Granted>, bucket: String) -> Records {
 }
 
 /// The lines of a list as they arrive.
-fn items(body: Incoming, prefix: String) -> Items {
+fn items(body: RequestBody, prefix: String) -> Items {
     let state = (body, BytesMut::new(), false);
     futures_util::stream::unfold(Some(state), move |state| {
         let prefix = prefix.clone();

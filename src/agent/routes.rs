@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument as _;
@@ -17,6 +16,8 @@ use crate::config::WrapLimit;
 use super::archive;
 use super::audit::{self, Asked};
 use super::catalog;
+use super::conversation::RequestBody;
+use super::descriptor::{Descriptor, Passed};
 use super::evidence;
 use super::grants;
 use super::import;
@@ -43,7 +44,8 @@ const JSON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 pub(super) async fn answer(
     app: Arc<App>,
     peer: Arc<Peer>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
+    passed: Passed,
 ) -> Response<Body> {
     let request_id = reply::request_id();
     let span = tracing::info_span!(
@@ -58,7 +60,7 @@ pub(super) async fn answer(
     let asked = Asked::of(&request);
     let timer = Timer::start(&app.metrics, label(request.uri().path(), &asked));
     let response = async {
-        match route(&app, &peer, request, &request_id, &timer).await {
+        match route(&app, &peer, request, passed, &request_id, &timer).await {
             Ok(response) => {
                 timer.answered(Ok(()));
                 response
@@ -93,11 +95,13 @@ pub(super) async fn answer(
 async fn route(
     app: &Arc<App>,
     peer: &Arc<Peer>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
+    passed: Passed,
     request_id: &str,
     timer: &Arc<Timer>,
 ) -> Result<Response<Body>, Error> {
     let (parts, body) = request.into_parts();
+    let descriptor = Descriptor::of(passed, &parts.headers)?;
     let path = parts.uri.path().to_owned();
     let query = Query::parse(parts.uri.query())?;
     // Of now, not of when the connection was made (SECURITY rule 25).
@@ -128,17 +132,22 @@ async fn route(
             rights,
             timer: Arc::clone(timer),
         };
+        let plain = granted.rights.operation == Operation::Put
+            && !request::flag(&parts.headers, header::QUEUE)?;
+        if plain {
+            return objects::put(granted, target, query, &parts.headers, body, descriptor).await;
+        }
+        if granted.rights.operation == Operation::Get && parts.method == Method::GET {
+            return objects::get(granted, target, query, &parts.headers, descriptor).await;
+        }
+        Descriptor::none(descriptor)?;
         return match granted.rights.operation {
-            Operation::Put if request::flag(&parts.headers, header::QUEUE)? => {
+            Operation::Put => {
                 query.allow(&[])?;
                 queue::put(granted, target, &parts.headers, body).await
             }
-            Operation::Put => objects::put(granted, target, query, &parts.headers, body).await,
-            Operation::Get if parts.method == Method::POST => {
-                archive::ask_for(granted, target, query).await
-            }
-            Operation::Get => objects::get(granted, target, query, &parts.headers, false).await,
-            Operation::Head => objects::get(granted, target, query, &parts.headers, true).await,
+            Operation::Get => archive::ask_for(granted, target, query).await,
+            Operation::Head => objects::head(granted, target, query, &parts.headers).await,
             Operation::Inspect => objects::inspect(granted, target, query).await,
             Operation::Delete => objects::delete(granted, target, query).await,
             Operation::List if query.has("versions") => {
@@ -148,6 +157,7 @@ async fn route(
             _ => Err(not_allowed(&parts.method, &path)),
         };
     }
+    Descriptor::none(descriptor)?;
     if path == "/v1/queue" || path.starts_with(QUEUE) {
         let rest = path.strip_prefix(QUEUE).unwrap_or_default();
         return queue::answer(app, peer, request_id, &parts.method, rest, &query).await;
@@ -372,7 +382,7 @@ pub(super) fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
 }
 
 /// A request's body, which is the JSON of `what`.
-async fn read_json<T: DeserializeOwned>(body: Incoming, what: &str) -> Result<T, Error> {
+async fn read_json<T: DeserializeOwned>(body: RequestBody, what: &str) -> Result<T, Error> {
     let body = http_body_util::Limited::new(body, MAX_JSON).collect();
     let bytes = tokio::time::timeout(JSON_PATIENCE, body)
         .await
@@ -383,7 +393,7 @@ async fn read_json<T: DeserializeOwned>(body: Incoming, what: &str) -> Result<T,
         .map_err(|e| malformed(format!("the body is not the JSON of {what}: {e}")))
 }
 
-async fn generate_key(app: &App, peer: &Peer, body: Incoming) -> Result<Response<Body>, Error> {
+async fn generate_key(app: &App, peer: &Peer, body: RequestBody) -> Result<Response<Body>, Error> {
     let wanted: GenerateKey = read_json(body, "a new key").await?;
     let token = app.engine.keyring.token(&wanted.token).ok_or_else(|| {
         Error::new(

@@ -4,27 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::Method;
-use http::header::CONNECTION;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, watch};
 
 use super::connection::Connection;
+use super::conversation::converse;
+use super::descriptor::Inbox;
 use super::peer::Peer;
-use super::reply;
 use super::routes;
 use super::state::App;
 
-/// How long a client may take to send a request's head, and how long a
-/// connection may idle between requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest request head, in bytes, and the connection's read buffer: a
-/// 1,024-byte key percent-encoded threefold and 8 KiB of context fit well.
-const HEAD_LIMIT: usize = 64 << 10;
 /// Connections beyond requests in progress: idle ones are cheap, but each
 /// holds a descriptor.
 const IDLE_CONNECTIONS: usize = 1024;
@@ -41,8 +30,8 @@ pub(super) async fn serve(
     cancel: watch::Sender<bool>,
     grace: Duration,
 ) {
-    let connections = Arc::new(Semaphore::new(app.max_requests + IDLE_CONNECTIONS));
-    let graceful = GracefulShutdown::new();
+    let most = app.max_requests + IDLE_CONNECTIONS;
+    let connections = Arc::new(Semaphore::new(most));
     loop {
         // A full house leaves newcomers in the kernel's backlog.
         let accept = async {
@@ -71,31 +60,15 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let connection = Connection::new(stream, app.engine.pool.clone());
+        let inbox = Inbox::default();
+        let connection = Connection::new(stream, app.engine.pool.clone(), inbox.clone());
         let app = app.clone();
         let (uid, pid) = (peer.uid(), peer.pid);
-        let service = service_fn(move |request| {
-            let (app, peer) = (app.clone(), peer.clone());
-            async move {
-                // hyper keeps the buffer it read a body into for the next
-                // request: plaintext would lie there for as long as a client
-                // holds its connection.
-                let last = matches!(*request.method(), Method::PUT | Method::PATCH);
-                let mut response = routes::answer(app, peer, request).await;
-                if last {
-                    reply::set(&mut response, CONNECTION, "close");
-                }
-                Ok::<_, std::convert::Infallible>(response)
-            }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(HEAD_LIMIT)
-            .serve_connection(TokioIo::new(connection), service);
-        let watched = graceful.watch(connection);
+        let answer =
+            move |request| routes::answer(app.clone(), peer.clone(), request, inbox.take());
+        let conversation = converse(connection, answer, stop.clone());
         tokio::spawn(async move {
-            if let Err(error) = watched.await {
+            if let Err(error) = conversation.await {
                 tracing::debug!(%error, uid, pid, "a connection broke");
             }
             drop(slot);
@@ -108,7 +81,7 @@ pub(super) async fn serve(
         "stopping: running requests may finish"
     );
     let finish = async {
-        graceful.shutdown().await;
+        all(&connections, most).await;
         idle(&app).await;
     };
     if tokio::time::timeout(grace, finish).await.is_err() {
@@ -124,7 +97,11 @@ pub(super) async fn serve(
 
 /// Resolves when no request is in progress: uploads outlive connections.
 async fn idle(app: &App) {
-    let all = u32::try_from(app.max_requests).unwrap_or(u32::MAX);
-    // The semaphore is never closed.
-    let _ = app.permits.acquire_many(all).await;
+    all(&app.permits, app.max_requests).await;
+}
+
+/// Resolves when all permits are back. The semaphore is never closed.
+async fn all(permits: &Semaphore, most: usize) {
+    let most = u32::try_from(most).unwrap_or(u32::MAX);
+    let _ = permits.acquire_many(most).await;
 }

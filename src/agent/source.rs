@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::{Instant, timeout_at};
 
@@ -12,6 +11,7 @@ use crate::api::{Error, ErrorKind};
 use crate::put::Plaintext;
 use crate::store::Pool;
 
+use super::conversation::RequestBody;
 use super::policy::{self, Meter};
 
 /// How long a client may pause while nobody waits for the memory it holds:
@@ -25,7 +25,7 @@ pub(super) const STARVING_RATE: u64 = 64 << 10;
 /// A body being read. Ends well only with its declared last byte or its
 /// terminating chunk: a killed client never looks like a finished one.
 pub(super) struct HttpSource {
-    body: Incoming,
+    body: RequestBody,
     chunk: Bytes,
     ended: bool,
     pool: Pool,
@@ -42,7 +42,7 @@ pub(super) struct HttpSource {
 
 impl HttpSource {
     pub(super) fn new(
-        body: Incoming,
+        body: RequestBody,
         pool: Pool,
         client: oneshot::Receiver<()>,
         most: Option<u64>,

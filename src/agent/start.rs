@@ -20,6 +20,7 @@ use crate::catalog::Catalog;
 use crate::config::{Anchor, Config};
 use crate::confine::{self, Confinement, ServerPaths};
 use crate::control::{AsyncControl, Control, HEARTBEAT, ToServer, ToSupervisor};
+use crate::crypto;
 use crate::engine::{Engine, Settings};
 use crate::keyring::Keyring;
 use crate::recipient::PublicKey;
@@ -61,6 +62,7 @@ fn fatal(what: &str) -> impl Fn(std::io::Error) -> Error {
 }
 
 fn run() -> Result<(), Error> {
+    crypto::check().map_err(|why| Error::new(ErrorKind::Misconfigured, why))?;
     confine::die_with_parent();
     confine::harden_process();
     confine::ignore_termination();
@@ -257,7 +259,7 @@ impl Server {
             Keyring::new(&config, public_keys, catalog.clone(), stuck_tx),
             store,
             catalog,
-            Pool::new(budget),
+            Pool::new(config.part_buffers()),
             Spool::new(spool_dir, config.spool.max.bytes()),
             Settings::new(&config, limits),
             cancelled,

@@ -10,8 +10,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::api::{CheckpointStatus, Error, ErrorKind, KeyInfo, QueueStatus, Status};
 use crate::audit::Audit;
 use crate::config::Writer;
+use crate::crypto;
 use crate::engine::Engine;
 use crate::store::Place;
+use crate::token::Health;
 
 use super::audit;
 use super::keys::Needless;
@@ -72,7 +74,7 @@ impl App {
         if self.audit.check().is_err() {
             return "audit-failed";
         }
-        let tokens = self.engine.keyring.token_status();
+        let tokens = self.engine.keyring.healths();
         if self.engine.keyring.exhaustion().is_some() {
             // Somebody has to act, as with a wrong setting.
             return "misconfigured";
@@ -81,14 +83,14 @@ impl App {
         if ready && !self.engine.keyring.is_proven() {
             return "suspect";
         }
-        if ready && tokens.iter().all(|t| t.health == "ready") {
+        if ready && tokens.iter().all(|health| *health == Health::Ready) {
             return "ready";
         }
         if ready {
             return "degraded";
         }
         for word in ["locked", "misconfigured", "recovering", "down", "starting"] {
-            if tokens.iter().any(|t| t.health == word) {
+            if tokens.iter().any(|health| health.as_str() == word) {
                 return word;
             }
         }
@@ -171,6 +173,7 @@ impl App {
             memory_budget: self.memory_budget,
             endpoint: self.engine.store.endpoint(),
             confinement: self.confinement.clone(),
+            cryptography: crypto::NAME.to_owned(),
             audit: {
                 let checkpoints = self.checkpoints.lock().unwrap_or_else(|e| e.into_inner());
                 audit::status(&self.audit, checkpoints.clone())

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header as std_header};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tracing::Instrument as _;
 
@@ -16,6 +15,7 @@ use crate::catalog::JournalledUpload;
 use crate::put::PutRequest;
 use crate::put::resume::{self, Append, Appended};
 
+use super::conversation::RequestBody;
 use super::metrics::Timer;
 use super::objects::Granted;
 use super::peer::Peer;
@@ -50,7 +50,7 @@ pub(super) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    pub(super) async fn answer(self, body: Incoming) -> Result<Response<Body>, Error> {
+    pub(super) async fn answer(self, body: RequestBody) -> Result<Response<Body>, Error> {
         self.query.allow(&[])?;
         if self.rest.contains('/') {
             return match *self.method {
@@ -152,7 +152,7 @@ impl Asked<'_> {
     async fn append(
         self,
         upload: JournalledUpload,
-        body: Incoming,
+        body: RequestBody,
     ) -> Result<Response<Body>, Error> {
         let granted = self.granted(&upload)?;
         if request::text(self.headers, "content-type")?.as_deref() != Some(PARTIAL_UPLOAD) {

@@ -40,6 +40,8 @@ kinds! {
     Malformed => "malformed", 400, 2, "malformed request", "see docs/api.md for the request's form";
     /// The body ended before its declared or terminating end.
     Incomplete => "incomplete", 400, 1, "the body ended early", "nothing was stored; send it again";
+    /// The agent does not read the file whose descriptor was passed.
+    DescriptorRefused => "descriptor-refused", 400, 1, "the descriptor was refused", "send the bytes as the request's body";
     /// No grant permits it.
     Forbidden => "forbidden", 403, 77, "not permitted", "ask the agent's operator for a grant";
     /// The keyslot prefix.

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::pin::Pin;
 
 use data_encoding::BASE64;
-use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+
+use crate::crypto::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 
 use super::record::TreeHead;
 use super::tree::Hash;

@@ -7,8 +7,9 @@
 use std::fmt;
 
 use data_encoding::BASE64;
-use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::crypto::digest::{Context, SHA256};
 
 /// Bytes of a hash.
 const LEN: usize = 32;

@@ -18,6 +18,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 
+use crate::gather::Gather;
+
 use super::disk::{Begun, Disk, DiskError};
 use super::note::Note;
 use super::record::{Event, Kind, Phase, TreeHead};
@@ -91,17 +93,17 @@ impl Writer {
     pub(super) fn run(mut self, queue: &Receiver<Job>) {
         self.write(Vec::new());
         let mut open = true;
+        let mut gather = Gather::default();
         while open {
             let first = match self.in_trouble() || !self.owed.is_empty() {
                 false => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 true => queue.recv_timeout(RETRY),
             };
-            let mut jobs = match first {
-                Ok(job) => vec![job],
+            let jobs = match first {
+                Ok(job) => gather.batch(job, queue, MAX_BATCH),
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            jobs.extend(queue.try_iter().take(MAX_BATCH - 1));
             let mut batch = Vec::with_capacity(jobs.len());
             let mut keep = Vec::new();
             for job in jobs {

@@ -6,8 +6,9 @@
 //! marked each before a checkpoint could.
 
 use data_encoding::BASE64;
-use ring::digest::{Context, SHA256};
 use rusqlite::{Connection, Transaction, params};
+
+use crate::crypto::digest::{Context, SHA256};
 
 use super::reader::unsigned;
 use super::writer::{self, ApplyError, Effect};

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::head::{self, Chain};
 use super::{CanaryRow, CatalogError, Head, WrapsRow, queue, rewrap, schema, seen, uploads, wraps};
 use crate::api::Receipt;
+use crate::gather::Gather;
 
 /// Most changes in one transaction. Bounds how long the first of them waits
 /// for the last; far more than `max_requests` defaults to.
@@ -126,10 +127,9 @@ impl Writer {
 
     /// Runs until every sender is gone.
     pub(super) fn run(mut self, queue: &Receiver<Job>) {
+        let mut gather = Gather::default();
         while let Ok(first) = queue.recv() {
-            let mut batch = vec![first];
-            batch.extend(queue.try_iter().take(MAX_BATCH - 1));
-            self.commit(batch);
+            self.commit(gather.batch(first, queue, MAX_BATCH));
         }
     }
 

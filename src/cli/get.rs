@@ -1,5 +1,7 @@
 //! `strongroom get`: fetch an object and decrypt it.
 
+use std::fs::File;
+use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -7,9 +9,10 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::place::{S3Url, is_dash, range};
-use super::progress::{ClearOnDrop, Progress};
+use super::progress::{ClearOnDrop, LOOK, Progress};
 use super::target::{Target, Writer};
 use super::ui::{Ui, shown, size};
+use crate::api::{Error, ErrorKind};
 use crate::client::{GetOptions, ObjectInfo};
 
 #[derive(Args)]
@@ -86,9 +89,21 @@ pub(super) async fn fetch(
     no_clobber: bool,
 ) -> Result<ObjectInfo, Failure> {
     // Before the agent is troubled: what can be known here is said here.
-    let target = Target::prepare(to, from.last_component(), no_clobber)?;
+    let mut target = Target::prepare(to, from.last_component(), no_clobber)?;
     let is_stream = target.is_stream();
     let cannot = |error| Failure::api(format_args!("cannot get {from}"), &error);
+    if let Some(file) = target.file() {
+        match pass(ui, from, options, file).await {
+            Ok(info) => {
+                note_foreign(ui, from, &info);
+                Writer::start(target).finish().await?;
+                return Ok(info);
+            }
+            // Some file systems' files the agent does not write.
+            Err(error) if error.kind == ErrorKind::DescriptorRefused => empty(file, to)?,
+            Err(error) => return Err(cannot(error).and("; nothing was written")),
+        }
+    }
     let mut download = ui
         .client()
         .get(&from.bucket, &from.key, options)
@@ -113,6 +128,38 @@ pub(super) async fn fetch(
     }
     writer.finish().await?;
     Ok(download.info.clone())
+}
+
+/// Has the agent write the file. Its position, which agent and command share,
+/// tells how far that is.
+async fn pass(
+    ui: &Ui,
+    from: &S3Url,
+    options: &GetOptions,
+    file: &File,
+) -> Result<ObjectInfo, Error> {
+    let progress = Progress::start(ui, from.last_component(), None);
+    let _clear = ClearOnDrop(progress.clone());
+    let watch = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            // Its length is what it is to have.
+            if let (Ok(at), Ok(meta)) = ((&*file).stream_position(), file.metadata()) {
+                progress.of(at, meta.len());
+            }
+        }
+    };
+    let client = ui.client();
+    tokio::select! {
+        written = client.get_to_file(&from.bucket, &from.key, options, file) => written,
+        never = watch => never,
+    }
+}
+
+/// Takes back what may have been written.
+fn empty(mut file: &File, to: &Path) -> Result<(), Failure> {
+    let emptied = file.set_len(0).and_then(|()| file.rewind());
+    emptied.map_err(|error| Failure::io(format!("cannot write {}", to.display()), &error))
 }
 
 /// Says that this host's catalogue did not know the message.

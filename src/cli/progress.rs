@@ -1,8 +1,17 @@
 //! The progress bar of long transfers, for a person at a terminal.
 
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ui::Ui;
+
+/// A transfer of known length.
+const OF_KNOWN_LENGTH: &str =
+    "{msg} {bar:24} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left";
+/// How often the progress of a passed file is looked at: as smooth as an eye
+/// wants it.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// Shows how far a transfer is; clones drive the same bar. Invisible unless
 /// a person watches.
@@ -15,7 +24,7 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::hidden());
         if ui.shows_progress() {
             let form = if length.is_some() {
-                "{msg} {bar:24} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left"
+                OF_KNOWN_LENGTH
             } else {
                 "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec} {elapsed}"
             };
@@ -61,6 +70,17 @@ impl Progress {
     pub(super) fn at(&self, done: u64) {
         if self.0.length().is_some_and(|about| done > about) {
             self.0.set_length(done);
+        }
+        self.0.set_position(done);
+    }
+
+    /// So many bytes of so many are through, the latter known only now.
+    pub(super) fn of(&self, done: u64, length: u64) {
+        if length > 0 && self.0.length().is_none() {
+            if let Ok(style) = ProgressStyle::with_template(OF_KNOWN_LENGTH) {
+                self.0.set_style(style);
+            }
+            self.0.set_length(length);
         }
         self.0.set_position(done);
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,12 +10,12 @@ use clap::{Args, ValueEnum};
 
 use super::failure::Failure;
 use super::place::{S3Url, instant, is_dash, pair};
-use super::progress::{ClearOnDrop, Progress};
+use super::progress::{ClearOnDrop, LOOK, Progress};
 use super::queue;
 use super::source::Source;
 use super::ui::{Ui, size};
-use crate::api::{ErrorKind, Queued, Receipt};
-use crate::client::{PutOptions, Resumable};
+use crate::api::{Error, ErrorKind, Queued, Receipt};
+use crate::client::{PutOptions, Resumable, Upload};
 
 #[derive(Args)]
 #[command(
@@ -267,6 +268,21 @@ async fn store(
 ) -> Result<Receipt, Failure> {
     let progress = Progress::start(ui, to.last_component(), source.length);
     let _clear = ClearOnDrop(progress.clone());
+    if let Some((file, length)) = source.descriptor() {
+        let stored = pass(ui, file, length, to, options, &progress).await;
+        match stored {
+            // Some file systems' files the agent does not read; bytes it takes.
+            Err(error) if error.kind == ErrorKind::DescriptorRefused => {}
+            Err(error) if error.kind == ErrorKind::Incomplete => {
+                let cannot = || Failure::api(format_args!("cannot put {to}"), &error);
+                return Err(source.blame().unwrap_or_else(cannot));
+            }
+            stored => {
+                return stored
+                    .map_err(|error| Failure::api(format_args!("cannot put {to}"), &error));
+            }
+        }
+    }
     let (upload, verdict) = source.start(progress);
     let answer = ui.client().put(&to.bucket, &to.key, options, upload).await;
     answer.map_err(|error| match verdict.take() {
@@ -275,6 +291,43 @@ async fn store(
         Some(failure) if is_consequence(error.kind) => failure,
         _ => Failure::api(format_args!("cannot put {to}"), &error),
     })
+}
+
+/// Has the agent read the file. Its position, which agent and command share,
+/// tells how far that is.
+async fn pass(
+    ui: &Ui,
+    file: &File,
+    length: u64,
+    to: &S3Url,
+    options: &PutOptions,
+    progress: &Progress,
+) -> Result<Receipt, Error> {
+    let upload = Upload::from_file(file, length)
+        .map_err(|error| Error::new(ErrorKind::DescriptorRefused, error.to_string()))?;
+    let position = || (&*file).stream_position().unwrap_or(0);
+    let start = position();
+    let watch = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            progress.at(position().saturating_sub(start));
+        }
+    };
+    let client = ui.client();
+    let receipt = tokio::select! {
+        stored = client.put(&to.bucket, &to.key, options, upload) => stored?,
+        never = watch => never,
+    };
+    // An agent that knows nothing of descriptors sees an empty body.
+    if receipt.plaintext_size == length {
+        return Ok(receipt);
+    }
+    let size = receipt.plaintext_size;
+    Err(Error::new(
+        ErrorKind::Incomplete,
+        format!("the agent stored {size} bytes instead of {length}"),
+    )
+    .hint("is it of another version than this command?"))
 }
 
 /// Whether an error may be the consequence of a body that broke off.

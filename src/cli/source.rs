@@ -27,6 +27,9 @@ use crate::client::Upload;
 /// Bytes a read asks for: large enough that system calls cost nothing, small
 /// enough to stay in the second-level cache on its way to the socket.
 pub(super) const CHUNK: usize = 512 << 10;
+/// Bytes of a file from which on its descriptor is passed. Shorter ones go
+/// through the socket in less time than asking about a descriptor takes.
+const WORTH_PASSING: u64 = 256 << 10;
 /// Chunks between the reader and the connection.
 const QUEUE: usize = 4;
 /// Wished capacity of a pipe in bytes: the most that `fs.pipe-max-size` gives
@@ -156,6 +159,29 @@ impl Source {
             feed: Feed::Command(child, output),
             begun: Vec::new(),
         })
+    }
+
+    /// The file whose descriptor the agent may be given, to read it itself,
+    /// and how many bytes that are: if it is one, and long enough to win by
+    /// it.
+    pub(super) fn descriptor(&self) -> Option<(&File, u64)> {
+        match (&self.feed, self.length) {
+            (Feed::File(file, _), Some(length))
+                if length >= WORTH_PASSING && self.begun.is_empty() =>
+            {
+                Some((file, length))
+            }
+            _ => None,
+        }
+    }
+
+    /// Why a passed file was not stored: that it changed, if it did.
+    pub(super) fn blame(&self) -> Option<Failure> {
+        let Feed::File(file, before) = &self.feed else {
+            return None;
+        };
+        let changed_since = Fingerprint::of(file).is_ok_and(|now| now != *before);
+        changed_since.then(|| changed(&self.name))
     }
 
     /// Starts reading. The body breaks off if the source fails; the reason is

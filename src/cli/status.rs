@@ -43,6 +43,7 @@ fn text(status: &Status) -> String {
         ),
         format!("store     {}", shown(&status.endpoint)),
         format!("confined  {}", status.confinement),
+        format!("crypto    {}", shown(&status.cryptography)),
         match status.grants {
             0 => "grants    none configured: only root and the agent's own user may use it"
                 .to_owned(),

@@ -84,6 +84,14 @@ impl Target {
         NewFile::create(&path, mode, no_clobber).map(Self::File)
     }
 
+    /// The file, still empty, into which the agent may write by itself.
+    pub(super) fn file(&mut self) -> Option<&File> {
+        match self {
+            Self::Stream(_) => None,
+            Self::File(new) => Some(new.file()),
+        }
+    }
+
     /// Whether bytes are beyond recall once they are written.
     pub(super) fn is_stream(&self) -> bool {
         matches!(self, Self::Stream(_))

@@ -1,6 +1,8 @@
 //! Bodies: what is sent with a put, and what a get receives.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +22,8 @@ const ASK: (usize, Duration) = (5, Duration::from_millis(40));
 pub struct Upload {
     pub(super) length: Option<u64>,
     pub(super) body: UnsyncBoxBody<Bytes, io::Error>,
+    /// In place of a body: an open file, and how much of it is to be read.
+    pub(super) file: Option<(OwnedFd, u64)>,
 }
 
 impl Upload {
@@ -37,6 +41,7 @@ impl Upload {
             body: Full::new(bytes)
                 .map_err(|never| match never {})
                 .boxed_unsync(),
+            file: None,
         }
     }
 
@@ -55,7 +60,24 @@ impl Upload {
         Self {
             length,
             body: StreamBody::new(frames).boxed_unsync(),
+            file: None,
         }
+    }
+
+    /// No body: the agent reads the file itself, `length` bytes from its
+    /// position to its end, and moves the position on as it does. It stores
+    /// nothing if the file changes meanwhile.
+    ///
+    /// An agent may refuse ([`ErrorKind::DescriptorRefused`]), for the file
+    /// system's sake most likely: the bytes must then be sent.
+    ///
+    /// # Errors
+    /// The system's: no descriptor is free.
+    pub fn from_file(file: &File, length: u64) -> io::Result<Self> {
+        Ok(Self {
+            file: Some((file.as_fd().try_clone_to_owned()?, length)),
+            ..Self::empty()
+        })
     }
 }
 

@@ -1,17 +1,20 @@
 //! One connection, one request: connecting to the right server, and hearing
 //! its answer even when it comes early.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
@@ -76,7 +79,11 @@ pub(super) async fn send(
     mut headers: HeaderMap,
     upload: Upload,
 ) -> Result<Answer, Error> {
-    let stream = connect(socket).await?;
+    let mut stream = connect(socket).await?;
+    if let Some((file, length)) = upload.file {
+        headers.insert(HeaderName::from_static(header::DESCRIPTOR), length.into());
+        stream.beside = Some(file);
+    }
     headers.insert(http::header::HOST, HeaderValue::from_static("strongroom"));
     if let Some(length) = upload.length
         && (length > 0 || method != Method::GET && method != Method::HEAD)
@@ -126,6 +133,7 @@ async fn connect(socket: &Path) -> Result<Patient, Error> {
     Ok(Patient {
         stream,
         write_side_gone: false,
+        beside: None,
     })
 }
 
@@ -219,6 +227,8 @@ pub(super) fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 struct Patient {
     stream: UnixStream,
     write_side_gone: bool,
+    /// A descriptor that goes with the first byte.
+    beside: Option<OwnedFd>,
 }
 
 impl Patient {
@@ -234,6 +244,38 @@ impl Patient {
                 Poll::Pending
             }
             other => other,
+        }
+    }
+}
+
+impl Patient {
+    /// Writes the first bytes, with the descriptor beside them.
+    fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        beside: &OwnedFd,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            let sent = self.stream.try_io(Interest::WRITABLE, || {
+                let fds = [beside.as_fd()];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                control.push(SendAncillaryMessage::ScmRights(&fds));
+                let bytes = [IoSlice::new(bytes)];
+                let flags = SendFlags::NOSIGNAL;
+                Ok(rustix::net::sendmsg(
+                    &self.stream,
+                    &bytes,
+                    &mut control,
+                    flags,
+                )?)
+            });
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
         }
     }
 }
@@ -268,7 +310,16 @@ impl AsyncWrite for Patient {
         if self.write_side_gone {
             return Poll::Pending;
         }
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let result = match self.beside.take() {
+            None => Pin::new(&mut self.stream).poll_write(cx, buf),
+            Some(beside) => {
+                let result = self.poll_pass(cx, &beside, buf);
+                if result.is_pending() {
+                    self.beside = Some(beside);
+                }
+                result
+            }
+        };
         self.patiently(result)
     }
 
@@ -277,6 +328,10 @@ impl AsyncWrite for Patient {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.beside.is_some() {
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return self.poll_write(cx, first.map_or(&[], |first| first));
+        }
         if self.write_side_gone {
             return Poll::Pending;
         }

@@ -20,11 +20,34 @@ fn refused(text: &str, words: &[&str]) {
 fn the_smallest_configuration_has_documented_defaults() {
     let config = parse(&format!("{TOKEN}{KEY}")).unwrap();
     assert_eq!(config.agent.memory_budget.bytes(), 256 << 20);
+    assert_eq!(config.part_buffers(), 192 << 20);
     assert_eq!(config.s3.part_size.bytes(), 8 << 20);
     assert_eq!(config.message.frame_length.bytes(), 256 << 10);
     assert_eq!(config.tokens[0].call_timeout.duration().as_secs(), 10);
     assert_eq!(config.default_ring(), Some("k"));
     assert_eq!(config.keyslots.prefix, ".strongroom/keyslots/");
+}
+
+#[test]
+fn part_buffers_are_what_requests_leave_of_the_budget_and_never_too_few() {
+    let part_buffers = |agent: &str| {
+        parse(&format!("[agent]\n{agent}\n{TOKEN}"))
+            .unwrap()
+            .part_buffers()
+    };
+    assert_eq!(
+        part_buffers("memory_budget='1 GiB'\nmax_requests=16"),
+        (1020 << 20)
+    );
+    assert_eq!(
+        part_buffers("memory_budget='1 GiB'\nmax_requests=65536"),
+        (768 << 20)
+    );
+    // One part of 8 MiB, one frame of 256 KiB and 1 MiB.
+    assert_eq!(
+        part_buffers("memory_budget='10 MiB'\nmax_requests=256"),
+        (9 << 20) + (256 << 10)
+    );
 }
 
 #[test]

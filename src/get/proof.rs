@@ -17,9 +17,9 @@ use crate::fault::{message_error, store_error};
 use crate::message::{Layout, Opener};
 use crate::store::{Buffer, ByteRange, Pin, Place, Select};
 
-use super::body::{local, to_usize};
+use super::body::{Ahead, local, to_usize};
 use super::plan::Chunks;
-use super::{GetRequest, Window};
+use super::{GetRequest, Wanted, Window, resolve};
 
 /// The longest non-framed body, in bytes: it is held in memory until it is
 /// verified (SECURITY rule 3), with its IV, length and tag.
@@ -48,6 +48,8 @@ pub(super) struct Framed {
     pub(super) window: Option<Buffer>,
     /// What each fetch must bring, where frames alone prove nothing.
     pub(super) digests: Digests,
+    /// The first fetch of the body, if it was begun before the proof.
+    pub(super) ahead: Option<Ahead>,
 }
 
 /// SHA-256 of what each fetch of the body brought in the first pass, in
@@ -57,7 +59,9 @@ pub(super) type Digests = VecDeque<[u8; 32]>;
 /// The digest that such a fetch is known by.
 pub(super) fn digest(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
-    out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    out.copy_from_slice(
+        crate::crypto::digest::digest(&crate::crypto::digest::SHA256, bytes).as_ref(),
+    );
     out
 }
 
@@ -78,7 +82,7 @@ impl Proven {
 }
 
 pub(super) async fn prove(
-    engine: &Engine,
+    engine: &Arc<Engine>,
     request: &GetRequest,
     window: Window,
     opener: Arc<Opener>,
@@ -101,7 +105,7 @@ pub(super) async fn prove(
         drop(window);
         return reader.signed(opener).await;
     }
-    reader.framed(window, opener).await
+    reader.framed(window, opener, request.wanted).await
 }
 
 fn forged() -> Error {
@@ -112,16 +116,22 @@ fn forged() -> Error {
 }
 
 struct Reader<'a> {
-    engine: &'a Engine,
+    engine: &'a Arc<Engine>,
     place: &'a Place,
     pin: Pin,
     total: u64,
 }
 
 impl Reader<'_> {
-    async fn framed(self, window: Window, opener: Arc<Opener>) -> Result<Proven, Error> {
+    async fn framed(
+        self,
+        window: Window,
+        opener: Arc<Opener>,
+        wanted: Wanted,
+    ) -> Result<Proven, Error> {
         let layout = opener.layout(self.total).map_err(|e| message_error(&e))?;
         let stored = layout.frame_span(layout.final_frame());
+        let ahead = self.ahead(&window, &opener, &layout, wanted);
         let (mut last, window) = match self.beside(stored.end - stored.start)? {
             Some(mut copy) if stored.end <= window.len() => {
                 // A copy: the window's own frame stays sealed for the body.
@@ -147,7 +157,28 @@ impl Reader<'_> {
             pin: self.pin,
             window,
             digests: Digests::new(),
+            ahead,
         }))
+    }
+
+    /// For a range that does not begin in the window: its first fetch. A range
+    /// that is not in the object is told of when its length is proved.
+    fn ahead(
+        &self,
+        window: &Window,
+        opener: &Arc<Opener>,
+        layout: &Layout,
+        wanted: Wanted,
+    ) -> Option<Ahead> {
+        if !matches!(wanted, Wanted::Span(..) | Wanted::Suffix(..)) {
+            return None;
+        }
+        let span = resolve(wanted, layout.plaintext_len()).ok()?;
+        let first = *layout.frames_covering(span.clone()).start();
+        if layout.frame_span(first).end <= window.len() {
+            return None;
+        }
+        Ahead::begin(self.engine, self.place, &self.pin, opener, layout, span)
     }
 
     /// Two passes for an object that only a compromised key opens: whoever
@@ -194,6 +225,7 @@ impl Reader<'_> {
             pin: self.pin,
             window: None,
             digests,
+            ahead: None,
         }))
     }
 
@@ -246,6 +278,7 @@ impl Reader<'_> {
             pin: self.pin,
             window: None,
             digests: Digests::new(),
+            ahead: None,
         }))
     }
 

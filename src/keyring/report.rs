@@ -15,6 +15,13 @@ impl Keyring {
         all
     }
 
+    /// Every configured token's health, in no order.
+    #[must_use]
+    pub fn healths(&self) -> Vec<Health> {
+        let live = self.read();
+        live.tokens.values().map(Token::health_now).collect()
+    }
+
     /// Every configured token, by name.
     #[must_use]
     pub fn tokens(&self) -> Vec<(String, Token)> {
@@ -70,9 +77,9 @@ impl Keyring {
     pub fn check_value(&self, name: &str) -> Option<String> {
         let live = self.read();
         let key = live.keys.iter().find(|key| key.name == name)?;
-        let states = live.tokens_of(key).flat_map(Token::keys);
-        let mut own = states.filter(|state| state.spec.name == name);
-        let value = own.find_map(|state| state.check_value)?;
+        let value = live
+            .tokens_of(key)
+            .find_map(|token| token.check_value(name))?;
         Some(data_encoding::HEXLOWER.encode(&value))
     }
 

@@ -76,11 +76,15 @@ impl Keyring {
         if let Some(error) = self.exhausted_recipient(&live) {
             return Some(error);
         }
-        let mut reasons = self
-            .wrapping(&live)
-            .map(|key| self.unless_exhausted(key).err());
-        let first = reasons.next()??;
-        reasons.all(|reason| reason.is_some()).then_some(first)
+        let spent = |key: &&Key| {
+            let count = self.counts.count(&key.name);
+            count.is_some_and(|count| count.is_exhausted())
+        };
+        if !self.wrapping(&live).all(|key| spent(&key)) {
+            return None;
+        }
+        let first = self.wrapping(&live).next()?;
+        self.unless_exhausted(first).err()
     }
 
     /// The key of each ring that wraps now; recipients' rings are none.

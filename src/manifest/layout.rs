@@ -117,7 +117,8 @@ pub fn object_key(prefix: &str, path: &RelPath) -> String {
     match path.as_str().filter(good) {
         Some(text) => text.to_owned(),
         None => {
-            let hash = ring::digest::digest(&ring::digest::SHA256, path.as_bytes());
+            let hash =
+                crate::crypto::digest::digest(&crate::crypto::digest::SHA256, path.as_bytes());
             format!("{NAMES}{}", HEXLOWER.encode(hash.as_ref()))
         }
     }

@@ -13,8 +13,9 @@ use aes_gcm::aead::consts::U12;
 use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
 use aes_gcm::aes::Aes192;
 use aes_gcm::{AesGcm, Tag as SoftTag};
-use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::{Zeroize as _, zeroize_stack};
+
+use crate::crypto::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 use super::error::Error;
 
@@ -200,6 +201,43 @@ mod tests {
         }
         println!("cases by key length 16/24/32: {tried:?}");
         assert!(tried.iter().all(|&n| n >= 30), "{tried:?}");
+    }
+
+    /// Other implementations seal to the same bytes: what was chosen for its
+    /// speed may be exchanged.
+    #[test]
+    fn other_implementations_seal_to_the_same_bytes() {
+        use crate::crypto::aws_lc;
+        use aes_gcm::Aes256Gcm;
+
+        let mut raw = [0; 32];
+        getrandom::fill(&mut raw).unwrap();
+        let ours = BodyKey::new(&raw).unwrap();
+        let theirs = Aes256Gcm::new_from_slice(&raw).unwrap();
+        let third = aws_lc::UnboundKey::new(&aws_lc::AES_256_GCM, &raw).unwrap();
+        let third = aws_lc::LessSafeKey::new(third);
+        // Around the blocks and strides of both, and a whole frame.
+        for len in (0..=300).chain([4095, 4096, 4097, 65_537, 256 << 10]) {
+            let (mut iv, mut aad, mut text) = ([0; IV_LEN], [0; 77], vec![0; len]);
+            for random in [&mut iv[..], &mut aad, &mut text] {
+                getrandom::fill(random).unwrap();
+            }
+            let mut other = text.clone();
+            let tag = ours.seal(iv, &aad, &mut text).unwrap();
+            let same = theirs
+                .encrypt_inout_detached(&iv.into(), &aad, other.as_mut_slice().into())
+                .unwrap();
+            assert_eq!((tag, &text), (same.into(), &other), "{len} bytes");
+
+            let nonce = aws_lc::Nonce::assume_unique_for_key(iv);
+            theirs
+                .decrypt_inout_detached(&iv.into(), &aad, other.as_mut_slice().into(), &same)
+                .unwrap();
+            let same = third
+                .seal_in_place_separate_tag(nonce, aws_lc::Aad::from(&aad), &mut other)
+                .unwrap();
+            assert_eq!((&tag[..], &text), (same.as_ref(), &other), "{len} bytes");
+        }
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! Specification: framework/algorithm-suites.md#algorithm-suites-encryption-key-derivation-settings;
 //! HKDF is RFC 5869.
 
-use ring::hkdf::{self, HKDF_SHA256, HKDF_SHA384, HKDF_SHA512, KeyType, Salt};
 use zeroize::{Zeroizing, zeroize_stack};
 
 use super::cipher::BodyKey;
 use super::error::Error;
 use super::id::MessageId;
 use super::suite::{Kdf, Suite};
+use crate::crypto::hkdf::{self, HKDF_SHA256, HKDF_SHA384, HKDF_SHA512, KeyType, Salt};
 use crate::secret::Secret32;
 
 /// HKDF info prefix behind the suite id (suites with commitment).

@@ -157,7 +157,7 @@ impl Pack {
             bytes.extend_from_slice(&record.iv);
             bytes.extend_from_slice(&record.ciphertext);
         }
-        let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+        let digest = crate::crypto::digest::digest(&crate::crypto::digest::SHA256, &bytes);
         let (mut upper, is_cut) = cut(last, LAST_BYTES);
         if is_cut {
             // Behind every key that begins so.

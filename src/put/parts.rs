@@ -10,9 +10,13 @@ use crate::api::{Error, ErrorKind};
 use crate::engine::Engine;
 use crate::fault::{message_error, spool_error};
 use crate::message::{Resealer, Sealer};
-use crate::store::{Buffer, PartBody, PartPlan, SpoolFile};
+use crate::store::{Buffer, PartBody, PartPlan, Running, SpoolFile};
 
-use super::Plaintext;
+mod file;
+
+pub use file::{Gate, Lent, SourceFile};
+
+use super::{Plaintext, Source};
 
 /// Bytes around a regular frame's plaintext.
 const FRAME_OVERHEAD: usize = Sealer::FRAME_HEAD + Sealer::TAG_LEN;
@@ -41,6 +45,9 @@ pub(super) struct Assembly<'e> {
     target: u64,
     /// Whether it ever held memory.
     begun: bool,
+    /// Whether parts are summed for the store.
+    sums: bool,
+    running: Option<Running>,
 }
 
 impl<'e> Assembly<'e> {
@@ -72,6 +79,8 @@ impl<'e> Assembly<'e> {
             number: 0,
             target: 0,
             begun: false,
+            sums: true,
+            running: None,
         };
         assembly.start_part(total).await?;
         Ok(assembly)
@@ -90,6 +99,8 @@ impl<'e> Assembly<'e> {
             assembly = Self::at(engine, assembly.frame_length, size, 1).await?;
         }
         assembly.plan = PartPlan::Known { size };
+        // The spool has sums of its own.
+        (assembly.sums, assembly.running) = (false, None);
         Ok(assembly)
     }
 
@@ -111,6 +122,8 @@ impl<'e> Assembly<'e> {
             number: number.saturating_sub(1),
             target: 0,
             begun: false,
+            sums: true,
+            running: None,
         };
         assembly.start_part(None).await?;
         Ok(assembly)
@@ -125,9 +138,28 @@ impl<'e> Assembly<'e> {
         Ok(())
     }
 
+    /// Fills and seals a frame, or as many as a file's part takes. True at the
+    /// end: the last frame's text is in place and not yet sealed.
+    pub(super) async fn fill<S: Plaintext>(
+        &mut self,
+        source: &mut Source<'_, S>,
+        mut sealer: Sealer,
+    ) -> Result<(Sealer, bool), Error> {
+        match source {
+            Source::Stream(stream) => {
+                let ended = self.fill_frame(*stream).await?;
+                if !ended {
+                    self.seal(&mut sealer)?;
+                }
+                Ok((sealer, ended))
+            }
+            Source::File(file) => self.fill_from(file, sealer).await,
+        }
+    }
+
     /// Reads plaintext until the frame is full *and* known not to be the
     /// last, or until the end. True at the end.
-    pub(super) async fn fill_frame(&mut self, source: &mut impl Plaintext) -> Result<bool, Error> {
+    async fn fill_frame(&mut self, source: &mut impl Plaintext) -> Result<bool, Error> {
         let start = self.sealed + Sealer::FRAME_HEAD;
         let end = start + self.frame_length;
         let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
@@ -154,7 +186,7 @@ impl<'e> Assembly<'e> {
     }
 
     /// Seals the full frame.
-    pub(super) fn seal(&mut self, sealer: &mut Sealer) -> Result<(), Error> {
+    fn seal(&mut self, sealer: &mut Sealer) -> Result<(), Error> {
         let buffer = self.buffer.as_mut().ok_or_else(misuse)?;
         let end = self.sealed + self.frame_length + FRAME_OVERHEAD;
         if buffer.len() < end {
@@ -163,6 +195,9 @@ impl<'e> Assembly<'e> {
         sealer
             .seal_frame(&mut buffer.as_mut_slice()[self.sealed..end])
             .map_err(|e| message_error(&e))?;
+        if let Some(running) = &mut self.running {
+            running.up_to(&buffer.as_slice()[..end]);
+        }
         self.sealed = end;
         self.filled = 0;
         Ok(())
@@ -264,7 +299,11 @@ impl<'e> Assembly<'e> {
         self.sealed = 0;
         buffer.mark_ciphertext();
         let Some(mut file) = self.spool.take() else {
-            return Ok(PartBody::Memory(buffer.freeze()));
+            let part = buffer.freeze();
+            return Ok(match self.running.take() {
+                Some(running) => running.finish(part),
+                None => PartBody::Memory(part),
+            });
         };
         file.append(buffer.freeze())
             .await
@@ -309,6 +348,10 @@ impl<'e> Assembly<'e> {
         });
         self.sealed = 0;
         self.filled = 0;
+        self.running = match self.sums && !spooled {
+            true => self.engine.store.running(),
+            false => None,
+        };
         Ok(())
     }
 }

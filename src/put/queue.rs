@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::journal::Entry;
 use super::parts::Assembly;
-use super::{Begun, Plaintext, PutRequest, unless, write_header_slot};
+use super::{Begun, Plaintext, PutRequest, Source, unless, write_header_slot};
 use crate::api::{Error, ErrorKind, Receipt};
 use crate::audit::Op;
 use crate::catalog::Queued;
@@ -167,8 +167,14 @@ async fn seal(
     file: &mut QueueWriter,
 ) -> Result<u64, Error> {
     let mut cancel = engine.cancel.clone();
-    while !unless(&mut cancel, assembly.fill_frame(source)).await? {
-        assembly.seal(&mut sealer)?;
+    let mut source = Source::Stream(source);
+    loop {
+        let filled = assembly.fill(&mut source, sealer);
+        let ended;
+        (sealer, ended) = unless(&mut cancel, filled).await?;
+        if ended {
+            break;
+        }
         if assembly.is_full() {
             append(file, assembly.take_part().await?).await?;
             unless(&mut cancel, assembly.next_part()).await?;
@@ -189,7 +195,9 @@ async fn seal(
 
 async fn append(file: &mut QueueWriter, body: PartBody) -> Result<(), Error> {
     match body {
-        PartBody::Memory(bytes) => file.append(bytes).await.map_err(|e| spool_error(&e)),
+        PartBody::Memory(bytes) | PartBody::Summed(bytes, _) => {
+            file.append(bytes).await.map_err(|e| spool_error(&e))
+        }
         PartBody::Spooled(_) => Err(Error::new(ErrorKind::Internal, "a part in the spool twice")),
     }
 }

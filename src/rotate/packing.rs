@@ -144,7 +144,7 @@ fn digest(entries: &[(Wrapped, String)], outliers: &[crate::message::Record]) ->
         .map(|(wrapped, _)| wrapped.record.id())
         .collect();
     ids.sort_unstable();
-    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut context = crate::crypto::digest::Context::new(&crate::crypto::digest::SHA256);
     ids.iter().for_each(|id| context.update(*id));
     data_encoding::HEXLOWER.encode(context.finish().as_ref())
 }

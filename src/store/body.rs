@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
 
 use super::checksum::{Hasher, Sum};
-use super::{SpoolFile, StoreError};
+use super::{SpoolFile, Store, StoreError};
 use crate::config::Checksum;
 
 /// Bytes handed to the connection at a time. Small enough that the SDK's
@@ -28,21 +28,66 @@ const READ: usize = 256 << 10;
 pub enum PartBody {
     /// In memory; its reservation ends with the last clone.
     Memory(Bytes),
+    /// In memory, and summed already.
+    Summed(Bytes, Sum),
     /// On disk.
     Spooled(SpoolFile),
+}
+
+/// The checksum of a part in memory, computed frame by frame as they are
+/// sealed: what lies in the processor's cache is not fetched from memory a
+/// second time.
+pub struct Running {
+    hasher: Hasher,
+    at: usize,
+}
+
+impl Running {
+    /// Sums what was added to the part, whose first bytes `sealed` are.
+    pub fn up_to(&mut self, sealed: &[u8]) {
+        self.hasher
+            .update(sealed.get(self.at..).unwrap_or_default());
+        self.at = sealed.len();
+    }
+
+    /// The whole part, with its sum.
+    #[must_use]
+    pub fn finish(mut self, part: Bytes) -> PartBody {
+        self.up_to(&part);
+        let sum = self.hasher.finish(part.len() as u64);
+        PartBody::Summed(part, sum)
+    }
+}
+
+impl Store {
+    /// Begins a part's checksum; `None` where it is too slow to be computed
+    /// on the way (SHA-256).
+    #[must_use]
+    pub fn running(&self) -> Option<Running> {
+        let (kind, signed) = (self.inner.checksum, self.inner.signed);
+        is_quick(kind, signed).then(|| Running {
+            hasher: Hasher::new(kind, signed),
+            at: 0,
+        })
+    }
+}
+
+fn is_quick(kind: Checksum, signed: bool) -> bool {
+    !signed && kind != Checksum::Sha256
 }
 
 /// A [`PartBody`] that the retries of its sending share.
 #[derive(Clone, Debug)]
 pub(super) enum Body {
-    Memory(Bytes),
+    Memory(Bytes, Option<Sum>),
     Spooled(Arc<SpoolFile>),
 }
 
 impl From<PartBody> for Body {
     fn from(body: PartBody) -> Self {
         match body {
-            PartBody::Memory(bytes) => Self::Memory(bytes),
+            PartBody::Memory(bytes) => Self::Memory(bytes, None),
+            PartBody::Summed(bytes, sum) => Self::Memory(bytes, Some(sum)),
             PartBody::Spooled(file) => Self::Spooled(Arc::new(file)),
         }
     }
@@ -52,7 +97,7 @@ impl Body {
     /// Bytes.
     pub(super) fn len(&self) -> u64 {
         match self {
-            Self::Memory(bytes) => bytes.len() as u64,
+            Self::Memory(bytes, _) => bytes.len() as u64,
             Self::Spooled(file) => file.len(),
         }
     }
@@ -62,9 +107,9 @@ impl Body {
     pub(super) async fn sum(&self, kind: Checksum, signed: bool) -> Result<Sum, StoreError> {
         let hasher = Hasher::new(kind, signed);
         match self {
-            Self::Memory(bytes) => {
-                let quick = !signed && kind != Checksum::Sha256;
-                if quick || bytes.len() < CHUNK {
+            Self::Memory(_, Some(sum)) => Ok(sum.clone()),
+            Self::Memory(bytes, None) => {
+                if is_quick(kind, signed) || bytes.len() < CHUNK {
                     return Ok(sum_slice(hasher, bytes));
                 }
                 let bytes = bytes.clone();
@@ -86,7 +131,7 @@ impl Body {
         SdkBody::retryable(move || {
             let left = body.len();
             let source = match body.clone() {
-                Self::Memory(bytes) => Source::Memory(bytes),
+                Self::Memory(bytes, _) => Source::Memory(bytes),
                 Self::Spooled(file) => Source::Spooled {
                     file,
                     reading: None,

@@ -8,9 +8,9 @@
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType};
 use crc_fast::{CrcAlgorithm, Digest};
 use data_encoding::{BASE64, HEXLOWER};
-use ring::digest;
 
 use crate::config::Checksum;
+use crate::crypto::digest;
 
 /// A checksum in progress, and the SHA-256 that SigV4 covers, where needed.
 pub(super) struct Hasher {
@@ -21,7 +21,7 @@ pub(super) struct Hasher {
 
 /// The finished checksum of some bytes.
 #[derive(Clone, Debug)]
-pub(super) struct Sum {
+pub struct Sum {
     kind: Checksum,
     len: u64,
     crc: u64,

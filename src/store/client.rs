@@ -16,6 +16,7 @@ use aws_sdk_s3::config::{
     Builder, ConfigBag, Intercept, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
 };
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::{Connector, tls};
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::context::BeforeTransmitInterceptorContextMut;
@@ -141,6 +142,11 @@ impl Store {
             .clone()
             .unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
         let tally = Arc::<Tally>::default();
+        // Reading the system's trust anchors is most of a start's time.
+        let http = match plain {
+            true => aws_smithy_http_client::Builder::new().build_http(),
+            false => http,
+        };
         let builder = Builder::new()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http)
@@ -226,8 +232,8 @@ impl Store {
 impl Inner {
     /// The time one attempt at sending `len` bytes may take in all. Stalls
     /// within a body are noticed much earlier.
-    pub(super) fn patience(&self, len: u64) -> TimeoutConfig {
-        attempt(self.timing.answer + Duration::from_secs(len / self.timing.slowest.max(1)))
+    pub(super) fn patience(&self, len: u64) -> Duration {
+        self.timing.answer + Duration::from_secs(len / self.timing.slowest.max(1))
     }
 
     /// Sends an operation with a body of ours: its signature covers the hash
@@ -241,9 +247,13 @@ impl Inner {
             Some(hash) if self.signed => PayloadSigningOverride::Precomputed(hash),
             _ => PayloadSigningOverride::UnsignedPayload,
         };
-        operation
-            .config_override(Builder::new().timeout_config(self.patience(sum.len())))
-            .interceptor(SignPayload(payload))
+        let operation = operation.interceptor(SignPayload(payload));
+        let patience = self.patience(sum.len());
+        if patience == self.timing.answer {
+            // The client's own: an override costs every small put some µs.
+            return operation;
+        }
+        operation.config_override(Builder::new().timeout_config(attempt(patience)))
     }
 }
 
@@ -291,9 +301,16 @@ async fn own_region(config: &S3) -> Option<Region> {
         .await
 }
 
-/// hyper with rustls on ring. The credentials chain uses it too.
+/// TLS by the library of this build (`crypto`).
+#[cfg(not(feature = "fips"))]
+const CRYPTO: CryptoMode = CryptoMode::Ring;
+/// TLS by the library of this build (`crypto`).
+#[cfg(feature = "fips")]
+const CRYPTO: CryptoMode = CryptoMode::AwsLcFips;
+
+/// hyper with rustls. The credentials chain uses it too.
 fn http_client(config: &S3) -> Result<SharedHttpClient, StoreError> {
-    let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring);
+    let provider = tls::Provider::Rustls(CRYPTO);
     let trust = match &config.ca_bundle {
         Some(path) => own_roots(path, &provider)?,
         None => tls::TrustStore::default(),

@@ -35,8 +35,9 @@ mod versions;
 mod wire;
 
 pub use attributes::{Attributes, METADATA_HEADER, METADATA_LIMIT, METADATA_MESSAGE_ID};
-pub use body::PartBody;
+pub use body::{PartBody, Running};
 pub use buffer::Buffer;
+pub use checksum::Sum;
 pub use client::{Store, Timing};
 pub use compare::Comparison;
 pub use download::{Fetched, Pin, Select};

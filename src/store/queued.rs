@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
-use ring::digest;
+
+use crate::crypto::digest;
 
 use super::Buffer;
 use super::spool::{Spool, SpoolError};

@@ -58,7 +58,7 @@ impl Canary {
 
 fn digest(plaintext: &Secret32) -> [u8; 32] {
     let mut out = [0; 32];
-    let digest = ring::digest::digest(&ring::digest::SHA256, plaintext.expose());
+    let digest = crate::crypto::digest::digest(&crate::crypto::digest::SHA256, plaintext.expose());
     out.copy_from_slice(digest.as_ref());
     out
 }

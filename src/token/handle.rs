@@ -338,6 +338,21 @@ impl Token {
         self.inner.health.clone()
     }
 
+    /// The health as it is now.
+    #[must_use]
+    pub fn health_now(&self) -> Health {
+        self.inner.state.borrow().health
+    }
+
+    /// The check value of a configured key, as the token reported it when the
+    /// key was last opened.
+    #[must_use]
+    pub fn check_value(&self, key: &str) -> Option<[u8; 3]> {
+        let state = self.inner.state.borrow();
+        let slot = state.keys.iter().find(|slot| slot.spec.name == key)?;
+        slot.opened.as_ref()?.check_value
+    }
+
     /// Every configured key and its state.
     #[must_use]
     pub fn keys(&self) -> Vec<KeyState> {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
-use ring::digest::{Context, SHA256};
 use tokio::sync::mpsc::Sender;
 
 use super::chance;
@@ -21,6 +20,7 @@ use super::look::{self, again, unread};
 use super::seen::Seen;
 use crate::api::{Error, ErrorKind, VerifiedObject, VerifyLine, VerifyRequest, VerifySummary};
 use crate::catalog::{Match, Record, Waiting};
+use crate::crypto::digest::{Context, SHA256};
 use crate::engine::Engine;
 use crate::fault::store_error;
 use crate::store::{ListedVersion, Place, VersionMarker};

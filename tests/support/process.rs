@@ -199,7 +199,7 @@ pub fn stopped(pid: u32) {
             // The name stands in brackets, and may hold anything.
             let state = stat
                 .rsplit_once(") ")
-                .map(|(_, rest)| rest.starts_with('T'));
+                .map(|(_, rest)| rest.starts_with(['T', 'Z', 'X']));
             state.unwrap_or(true)
         });
         states.all(|stopped| stopped).then_some(())

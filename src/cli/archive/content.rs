@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ring::digest::{Context, SHA256};
 use rustix::fs::OFlags;
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,6 +19,7 @@ use super::walk::Found;
 use crate::api::{Error, ErrorKind};
 use crate::cli::source::{CHUNK, Pool};
 use crate::client::{Resumable, Upload};
+use crate::crypto::digest::{Context, SHA256};
 use crate::manifest::{Entry, Kind};
 
 /// Chunks between the reader and the connection.

@@ -98,7 +98,7 @@ fn default(plan: &Plan, socket: &Path) -> (PathBuf, io::Result<File>) {
         b"\0",
         socket.as_os_str().as_encoded_bytes(),
     ];
-    let hash = ring::digest::digest(&ring::digest::SHA256, &place.concat());
+    let hash = crate::crypto::digest::digest(&crate::crypto::digest::SHA256, &place.concat());
     let uid = rustix::process::geteuid().as_raw();
     let short = &HEXLOWER.encode(hash.as_ref())[..16];
     let name = format!("strongroom-archive-{uid}-{short}.lock");

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use ring::digest::{Context, SHA256};
 use rustix::fs::{AtFlags, OFlags};
 use tokio::task::JoinSet;
 
@@ -19,6 +18,7 @@ use crate::api::ErrorKind;
 use crate::cli::failure::{FAILED, Failure, why};
 use crate::cli::ui::Ui;
 use crate::client::GetOptions;
+use crate::crypto::digest::{Context, SHA256};
 use crate::manifest::{Content, Entry, Kind, Reader};
 
 /// Deletes what this run's manifest marks as deleted by it.

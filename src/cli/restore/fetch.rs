@@ -375,7 +375,7 @@ impl Stream<'_> {
 /// A file being written, and its digest.
 struct Sink {
     new: NewFile,
-    digest: ring::digest::Context,
+    digest: crate::crypto::digest::Context,
     at: u64,
     sparse: bool,
 }
@@ -384,7 +384,7 @@ impl Sink {
     fn begin(job: &Job) -> io::Result<Self> {
         Ok(Self {
             new: job.spot.begin()?,
-            digest: ring::digest::Context::new(&ring::digest::SHA256),
+            digest: crate::crypto::digest::Context::new(&crate::crypto::digest::SHA256),
             at: 0,
             sparse: job.sparse,
         })

@@ -277,9 +277,9 @@ fn blocked(what: String, error: &io::Error) -> Failure {
 
 /// Whether a file here has this SHA-256.
 fn has(spot: &Spot, sha256: &[u8; 32]) -> bool {
-    let digest = || -> io::Result<ring::digest::Digest> {
+    let digest = || -> io::Result<crate::crypto::digest::Digest> {
         let mut file = spot.read()?;
-        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        let mut context = crate::crypto::digest::Context::new(&crate::crypto::digest::SHA256);
         let mut buffer = vec![0; 256 << 10];
         loop {
             match file.read(&mut buffer)? {

@@ -4,7 +4,8 @@
 use data_encoding::BASE64;
 use p384::ecdsa::SigningKey;
 use p384::ecdsa::signature::hazmat::PrehashSigner as _;
-use ring::digest::{SHA384, digest};
+
+use crate::crypto::digest::{SHA384, digest};
 
 use super::super::frame::{self, Kind};
 use super::super::keys::derive;
@@ -184,9 +185,15 @@ fn suite_and_public_key_must_agree() {
         opener(&keyless.message, &KEY),
         Err(Error::Altered(_))
     ));
-    let nonsense = write(0x0578, Some("AAAA"), Some(&[b"x"]), &[]);
-    let opener = opener(&nonsense.message, &KEY).unwrap();
-    assert!(matches!(opener.walk(), Err(Error::Altered(_))));
+    for nonsense in ["AAAA", "no base64"] {
+        let nonsense = write(0x0578, Some(nonsense), Some(&[b"x"]), &[]);
+        let opener = opener(&nonsense.message, &KEY).unwrap();
+        let walked = opener.walk().and_then(|mut walker| {
+            walker.push(&nonsense.message[nonsense.header_len..])?;
+            walker.finish()
+        });
+        assert!(matches!(walked, Err(Error::Altered(_))));
+    }
 }
 
 #[test]

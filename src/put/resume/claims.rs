@@ -39,7 +39,7 @@ impl Resumption<'_> {
 /// Where resumption `n` of an upload is claimed: beside the keyslots, under
 /// the hash of the store's id of it.
 fn claim_name(engine: &Engine, upload_id: &str, n: u64) -> String {
-    let hash = ring::digest::digest(&ring::digest::SHA256, upload_id.as_bytes());
+    let hash = crate::crypto::digest::digest(&crate::crypto::digest::SHA256, upload_id.as_bytes());
     let hash = data_encoding::HEXLOWER.encode(hash.as_ref());
     format!("{}claims/{hash}/{n}", engine.settings.keyslot_prefix)
 }

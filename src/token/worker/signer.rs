@@ -6,10 +6,9 @@
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
-use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
-use p256::ecdsa::{Signature, VerifyingKey};
-use ring::digest::{SHA256, digest};
 
+use crate::crypto::digest::{SHA256, digest};
+use crate::crypto::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use crate::token::protocol::{Attributes, Failure, FailureKind, SIGNATURE_LEN, Signer};
 
 use super::attributes::read;
@@ -67,10 +66,8 @@ pub(super) fn sign(
     let bytes: [u8; SIGNATURE_LEN] = made[..]
         .try_into()
         .map_err(|_| failed("its signature has the wrong length"))?;
-    let key = VerifyingKey::from_sec1_bytes(&signer.public_key)
-        .map_err(|_| failed("its public key is no point of P-256"))?;
-    Signature::from_slice(&bytes)
-        .and_then(|signature| key.verify_prehash(hash.as_ref(), &signature))
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &signer.public_key)
+        .verify(message, &bytes)
         .map_err(|_| failed("its signature does not verify with its public key"))?;
     Ok((bytes, signer))
 }
