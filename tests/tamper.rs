@@ -431,15 +431,18 @@ fn rule_05_06_a_replica_is_read_under_its_own_name_as_what_it_replicates() {
     );
     assert_eq!(weed.raw_get(&replica, "new"), None);
     assert_eq!(read(&agent, &home, "k").body, pattern(3, 9000));
-    // What is said to be a copy of another object tells nothing of that one.
+    // What is said to be a copy of another object is not held against this
+    // one's record, whether it is older or newer.
     let late = stored(&agent, weed, &home, "late", &pattern(4, 9000));
-    weed.raw_put(&replica, "k", &late);
-    let bound_to = format!("s3://{home}/late");
-    let bound_to = [("Strongroom-Bound-To", bound_to.as_str())];
     let target = format!("/v1/objects/{replica}/k");
-    let reply = agent.http("GET", &target, &bound_to, b"");
-    assert_eq!(reply.body, pattern(4, 9000));
-    assert_eq!(read(&agent, &home, "k").body, pattern(3, 9000));
+    for (key, bytes, seed) in [("other", &other, 2), ("late", &late, 4)] {
+        weed.raw_put(&replica, "k", bytes);
+        let bound_to = format!("s3://{home}/{key}");
+        let bound_to = [("Strongroom-Bound-To", bound_to.as_str())];
+        let reply = agent.http("GET", &target, &bound_to, b"");
+        assert_eq!(reply.body, pattern(seed, 9000), "{key}: {}", reply.text());
+        assert_eq!(read(&agent, &home, "k").body, pattern(3, 9000));
+    }
 
     // Without the alias it is just an object of another place.
     let stranger = small_frames(&hsm, weed);
