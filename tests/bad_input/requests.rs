@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use strongroom::api::Status;
 
@@ -224,9 +224,12 @@ fn a_body_that_is_not_what_its_headers_say_is_not_stored() {
     // came before the answer.
     let request =
         "PUT /v1/objects/bucket/cut HTTP/1.1\r\nHost: s\r\nContent-Length: 3\r\n\r\nabcdef\r\n\r\n";
+    let asked = Instant::now();
     let answer = ask(&rig.agent, request.as_bytes());
     assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    // Its client is hung up on, not left to wait for a second answer.
+    assert!(asked.elapsed() < Duration::from_secs(8));
     assert_eq!(rig.read("cut"), b"abc");
 
     // One that waits for its answer may go on, with whatever it likes.
