@@ -1,28 +1,23 @@
-//! The cryptographic library of this build: ring, or with the `fips` feature
-//! AWS-LC's FIPS module. The only file that chooses; the two have the same
-//! calls, and where ring has none the difference stays here.
+//! The cryptographic library: AWS-LC, and with the `fips` feature its FIPS
+//! module. The only file that names it. It was chosen by measurement
+//! (docs/benchmarks.md, "Why").
 //!
 //! Everything that protects data or evidence while the agent runs comes
 //! through here. docs/fips.md says what does not.
 
 use std::fmt;
 
-#[cfg(feature = "fips")]
-use aws_lc_rs as library;
-#[cfg(not(feature = "fips"))]
-use ring as library;
+pub(crate) use aws_lc_rs::{aead, digest, hkdf, signature};
 
-pub(crate) use library::{aead, digest, hkdf, signature};
-
-/// The other library's, or the same one's: what tests compare with.
+/// Another library's: what tests compare with.
 #[cfg(test)]
-pub(crate) use aws_lc_rs::aead as aws_lc;
+pub(crate) use ring::aead as ring_aead;
 
 use digest::Digest;
 
 /// The library's name, as `strongroom status` tells it.
 #[cfg(not(feature = "fips"))]
-pub const NAME: &str = "ring";
+pub const NAME: &str = "AWS-LC";
 /// The library's name, as `strongroom status` tells it.
 #[cfg(feature = "fips")]
 pub const NAME: &str = "AWS-LC, FIPS module";
@@ -51,33 +46,6 @@ pub fn check() -> Result<(), String> {
 
 /// Checks an ECDSA signature (ASN.1) over a digest; the point is SEC 1's,
 /// compressed or not.
-#[cfg(not(feature = "fips"))]
-pub(crate) fn verify_p256(point: &[u8], digest: &Digest, der: &[u8]) -> Result<(), Refused> {
-    use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
-    let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(point);
-    key.and_then(|key| {
-        let signature = p256::ecdsa::Signature::from_der(der)?;
-        key.verify_prehash(digest.as_ref(), &signature)
-    })
-    .map_err(|_| Refused)
-}
-
-/// Checks an ECDSA signature (ASN.1) over a digest; the point is SEC 1's,
-/// compressed or not.
-#[cfg(not(feature = "fips"))]
-pub(crate) fn verify_p384(point: &[u8], digest: &Digest, der: &[u8]) -> Result<(), Refused> {
-    use p384::ecdsa::signature::hazmat::PrehashVerifier as _;
-    let key = p384::ecdsa::VerifyingKey::from_sec1_bytes(point);
-    key.and_then(|key| {
-        let signature = p384::ecdsa::Signature::from_der(der)?;
-        key.verify_prehash(digest.as_ref(), &signature)
-    })
-    .map_err(|_| Refused)
-}
-
-/// Checks an ECDSA signature (ASN.1) over a digest; the point is SEC 1's,
-/// compressed or not.
-#[cfg(feature = "fips")]
 pub(crate) fn verify_p256(point: &[u8], digest: &Digest, der: &[u8]) -> Result<(), Refused> {
     signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_ASN1, point)
         .verify_digest(digest, der)
@@ -86,7 +54,6 @@ pub(crate) fn verify_p256(point: &[u8], digest: &Digest, der: &[u8]) -> Result<(
 
 /// Checks an ECDSA signature (ASN.1) over a digest; the point is SEC 1's,
 /// compressed or not.
-#[cfg(feature = "fips")]
 pub(crate) fn verify_p384(point: &[u8], digest: &Digest, der: &[u8]) -> Result<(), Refused> {
     signature::UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_ASN1, point)
         .verify_digest(digest, der)
@@ -95,18 +62,6 @@ pub(crate) fn verify_p384(point: &[u8], digest: &Digest, der: &[u8]) -> Result<(
 
 /// RSA-OAEP (RFC 8017) with SHA-256 for hash and MGF1 and an empty label; the
 /// key is DER (SPKI).
-#[cfg(not(feature = "fips"))]
-pub(crate) fn encrypt_oaep(spki: &[u8], text: &[u8]) -> Result<Vec<u8>, Refused> {
-    use rsa::pkcs8::DecodePublicKey as _;
-    let key = rsa::RsaPublicKey::from_public_key_der(spki).map_err(|_| Refused)?;
-    let padding = rsa::Oaep::new::<rsa::sha2::Sha256>();
-    key.encrypt(&mut rsa::rand_core::OsRng, padding, text)
-        .map_err(|_| Refused)
-}
-
-/// RSA-OAEP (RFC 8017) with SHA-256 for hash and MGF1 and an empty label; the
-/// key is DER (SPKI).
-#[cfg(feature = "fips")]
 pub(crate) fn encrypt_oaep(spki: &[u8], text: &[u8]) -> Result<Vec<u8>, Refused> {
     use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
     let key = PublicEncryptingKey::from_der(spki).map_err(|_| Refused)?;

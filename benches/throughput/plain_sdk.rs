@@ -96,7 +96,7 @@ fn client(endpoint: &str, authority: &Path) -> Client {
             tls::TrustStore::empty().with_pem_certificate(std::fs::read(authority).unwrap());
         let context = tls::TlsContext::builder().with_trust_store(trust).build();
         http.tls_provider(tls::Provider::Rustls(
-            tls::rustls_provider::CryptoMode::Ring,
+            tls::rustls_provider::CryptoMode::AwsLc,
         ))
         .tls_context(context.unwrap())
         .build_https()

@@ -207,15 +207,15 @@ mod tests {
     /// speed may be exchanged.
     #[test]
     fn other_implementations_seal_to_the_same_bytes() {
-        use crate::crypto::aws_lc;
+        use crate::crypto::ring_aead;
         use aes_gcm::Aes256Gcm;
 
         let mut raw = [0; 32];
         getrandom::fill(&mut raw).unwrap();
         let ours = BodyKey::new(&raw).unwrap();
         let theirs = Aes256Gcm::new_from_slice(&raw).unwrap();
-        let third = aws_lc::UnboundKey::new(&aws_lc::AES_256_GCM, &raw).unwrap();
-        let third = aws_lc::LessSafeKey::new(third);
+        let third = ring_aead::UnboundKey::new(&ring_aead::AES_256_GCM, &raw).unwrap();
+        let third = ring_aead::LessSafeKey::new(third);
         // Around the blocks and strides of both, and a whole frame.
         for len in (0..=300).chain([4095, 4096, 4097, 65_537, 256 << 10]) {
             let (mut iv, mut aad, mut text) = ([0; IV_LEN], [0; 77], vec![0; len]);
@@ -229,12 +229,12 @@ mod tests {
                 .unwrap();
             assert_eq!((tag, &text), (same.into(), &other), "{len} bytes");
 
-            let nonce = aws_lc::Nonce::assume_unique_for_key(iv);
+            let nonce = ring_aead::Nonce::assume_unique_for_key(iv);
             theirs
                 .decrypt_inout_detached(&iv.into(), &aad, other.as_mut_slice().into(), &same)
                 .unwrap();
             let same = third
-                .seal_in_place_separate_tag(nonce, aws_lc::Aad::from(&aad), &mut other)
+                .seal_in_place_separate_tag(nonce, ring_aead::Aad::from(&aad), &mut other)
                 .unwrap();
             assert_eq!((&tag[..], &text), (same.as_ref(), &other), "{len} bytes");
         }

@@ -303,7 +303,7 @@ async fn own_region(config: &S3) -> Option<Region> {
 
 /// TLS by the library of this build (`crypto`).
 #[cfg(not(feature = "fips"))]
-const CRYPTO: CryptoMode = CryptoMode::Ring;
+const CRYPTO: CryptoMode = CryptoMode::AwsLc;
 /// TLS by the library of this build (`crypto`).
 #[cfg(feature = "fips")]
 const CRYPTO: CryptoMode = CryptoMode::AwsLcFips;
