@@ -155,20 +155,14 @@ pub(super) fn combine(kind: Checksum, parts: &[Sum]) -> Whole {
     let len = parts.iter().map(Sum::len).sum();
     let base64 = match algorithm(kind) {
         Some(crc) => {
-            let value = parts
-                .iter()
-                .map(|part| (part.crc, part.len))
-                .reduce(|(crc1, len1), (crc2, len2)| {
-                    (
-                        crc_fast::checksum_combine(crc, crc1, crc2, len2),
-                        len1 + len2,
-                    )
-                })
-                .map_or_else(|| crc_fast::checksum(crc, b""), |(value, _)| value);
+            let mut joined = Joined::new(crc);
+            for part in parts {
+                joined.push(part.crc, part.len);
+            }
             let whole = Sum {
                 kind,
                 len,
-                crc: value,
+                crc: joined.value,
                 sha: None,
             };
             whole.base64()
@@ -185,6 +179,75 @@ pub(super) fn combine(kind: Checksum, parts: &[Sum]) -> Whole {
         told: format!("{}:{base64}", prefix(kind)),
         base64,
         len,
+    }
+}
+
+/// The CRC of texts one behind the other, out of their CRCs and lengths.
+///
+/// `crc(a ‖ b) = crc(a)·x^(8·|b|) + crc(b)` in GF(2)\[x\] modulo the CRC's
+/// polynomial, for CRCs that start with all bits set and end by inverting
+/// them, as both of ours do (the way of zlib's `crc32_combine`). crc-fast's
+/// `checksum_combine` squares matrices instead: 375 µs for each part, here
+/// 0.1 µs, as most parts are as long as the one before.
+struct Joined {
+    value: u64,
+    /// Reflected, as all polynomials here: the lowest bit is the coefficient
+    /// of the highest power.
+    modulus: u64,
+    /// The polynomial 1: the highest bit of a CRC of this width.
+    one: u64,
+    /// The length of the last part, and x^(8·length).
+    shift: (u64, u64),
+}
+
+impl Joined {
+    /// The CRC of nothing.
+    fn new(kind: CrcAlgorithm) -> Self {
+        // 0xad93d23594c93659 and 0x1edc6f41, reflected.
+        let (modulus, width) = match kind {
+            CrcAlgorithm::Crc64Nvme => (0x9a6c_9329_ac4b_c9b5, 64),
+            CrcAlgorithm::Crc32Iscsi => (0x82f6_3b78, 32),
+            other => unreachable!("{other} is no checksum of ours"),
+        };
+        let one = 1 << (width - 1);
+        Self {
+            value: 0,
+            modulus,
+            one,
+            shift: (0, one),
+        }
+    }
+
+    fn push(&mut self, crc: u64, len: u64) {
+        if self.shift.0 != len {
+            self.shift = (len, self.zero_bytes(len));
+        }
+        self.value = self.times(self.value, self.shift.1) ^ crc;
+    }
+
+    /// x^(8·`len`), by squaring.
+    fn zero_bytes(&self, mut len: u64) -> u64 {
+        let (mut product, mut power) = (self.one, self.one >> 8);
+        while len > 0 {
+            if len & 1 == 1 {
+                product = self.times(product, power);
+            }
+            power = self.times(power, power);
+            len >>= 1;
+        }
+        product
+    }
+
+    fn times(&self, a: u64, mut b: u64) -> u64 {
+        let (mut product, mut bit) = (0, self.one);
+        while bit > 0 {
+            if a & bit > 0 {
+                product ^= b;
+            }
+            b = (b >> 1) ^ if b & 1 == 1 { self.modulus } else { 0 };
+            bit >>= 1;
+        }
+        product
     }
 }
 
@@ -247,6 +310,33 @@ mod tests {
             ],
         );
         assert_ne!(swapped.base64, sum(Checksum::Crc64nvme, b"ab").base64());
+    }
+
+    /// Of any lengths: parts of an upload grow to 5 GiB.
+    #[test]
+    fn crcs_join_as_the_library_joins_them() {
+        for kind in [CrcAlgorithm::Crc64Nvme, CrcAlgorithm::Crc32Iscsi] {
+            let (mut joined, mut expected) = (Joined::new(kind), 0);
+            let lengths = [
+                8 << 20,
+                8 << 20,
+                0,
+                1,
+                7,
+                256,
+                5 << 30,
+                48 << 40,
+                8 << 20,
+                3,
+            ];
+            for (n, len) in (1..).zip(lengths) {
+                // Any value is some text's CRC.
+                let crc = crc_fast::checksum(kind, &[n]);
+                joined.push(crc, len);
+                expected = crc_fast::checksum_combine(kind, expected, crc, len);
+                assert_eq!(joined.value, expected, "{kind}, {len} bytes");
+            }
+        }
     }
 
     #[test]
