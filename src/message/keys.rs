@@ -19,8 +19,8 @@ const COMMIT_LABEL: &[u8] = b"COMMITKEY";
 /// HKDF info of [`DataKey::fresh`]: ours, never changed, since nothing that
 /// is stored depends on it.
 const FRESH_LABEL: &[u8] = b"strongroom data key v1";
-/// Stack that a derivation may use, in bytes, overwritten afterwards: ring's
-/// HMAC contexts are 0.5 KiB each and passed by value.
+/// Stack that a derivation may use, in bytes, overwritten afterwards: HMAC
+/// contexts are passed by value.
 const DERIVE_STACK: usize = 16 * 1024;
 
 /// A data key that was never used: good for exactly one [`Draft`](super::Draft).
@@ -192,7 +192,7 @@ fn derive_on_stack(suite: Suite, id: &MessageId, data_key: &[u8]) -> Result<Keys
     Ok(Keys { body, commitment })
 }
 
-/// Output length, in the form that ring wants it.
+/// Output length, in the form that the library wants it.
 struct OutputLen(usize);
 
 impl KeyType for OutputLen {
