@@ -175,6 +175,8 @@ fn rule_29_a_days_report_is_what_the_log_says_and_reads_well() {
     );
     let caveat = |word: &str| found.log.caveats.iter().any(|c| c.contains(word));
     assert!(caveat("not proven against the operator"));
+    let cryptography = &found.installation.cryptography;
+    assert!(cryptography.starts_with(strongroom::crypto::NAME));
     assert!(found.tokens[0].soft && found.tokens[0].library.is_some());
 
     // Two runs differ in time and signature alone.

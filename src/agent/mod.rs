@@ -9,6 +9,7 @@ mod deliver;
 mod descriptor;
 mod evidence;
 mod grants;
+mod idle;
 mod import;
 mod keys;
 mod lines;

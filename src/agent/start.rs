@@ -28,6 +28,7 @@ use crate::store::{Limits, Place, Pool, Spool, Store};
 use crate::token::{Health, Stuck};
 
 use super::audit::{self, Checkpoints, Watch};
+use super::idle::Idle;
 use super::keys::{Needless, Reminders};
 use super::metrics::{self, Metrics};
 use super::policy::{Policies, Policy};
@@ -232,6 +233,8 @@ struct Server {
     watch: Watch,
     /// Keys whose time has come, as the log was told.
     reminders: Reminders,
+    /// Gives memory back in pauses.
+    idle: Idle,
 }
 
 impl Server {
@@ -303,6 +306,7 @@ impl Server {
             workers: HashMap::new(),
             watch: Watch::default(),
             reminders: Reminders::default(),
+            idle: Idle::default(),
         })
     }
 
@@ -367,6 +371,7 @@ impl Server {
                 }
                 _ = tick.tick() => {
                     self.record_changes();
+                    self.idle.look(self.app.is_idle());
                     let now = self.app.health();
                     (now != told.0 || told.1.elapsed() >= HEARTBEAT).then(|| {
                         told = (now, Instant::now());

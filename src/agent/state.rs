@@ -66,6 +66,11 @@ impl App {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    /// Whether no request is in progress.
+    pub(super) fn is_idle(&self) -> bool {
+        self.permits.available_permits() >= self.max_requests
+    }
+
     /// One word for all of it: the worst of what an upload needs.
     pub(super) fn health(&self) -> &'static str {
         if self.is_stopping() {

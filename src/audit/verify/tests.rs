@@ -247,12 +247,15 @@ fn mutate(dice: &mut Dice, log: &mut Log, other: &Log, anchored: u64) -> (&'stat
             ("a repeated record", seq + 1)
         }
         5 => {
-            lines[file][line] = other.lines()[file][line].clone();
+            // Its files need not break off where ours do.
+            let (its_file, its_line) = other.place(seq);
+            lines[file][line] = other.lines()[its_file][its_line].clone();
             log.set(&lines);
             ("a record of another host", seq)
         }
         6 => {
-            log.segments[file].1.clone_from(&other.segments[file].1);
+            let (its_file, _) = other.place(first_of_file);
+            log.segments[file].1.clone_from(&other.segments[its_file].1);
             ("a file of another host", first_of_file)
         }
         7 => {
