@@ -21,6 +21,11 @@ pub(super) const TAG_LEN: usize = 16;
 /// builds with a copy in each.
 const SETUP_STACK: usize = 16 * 1024;
 
+/// Stack below a call of the cipher, in bytes, that is overwritten afterwards:
+/// AWS-LC's AVX-512 code keeps 48 powers of the hash key there, 768 bytes,
+/// and as much again of other blocks.
+const CALL_STACK: usize = 4 * 1024;
+
 /// A payload key, expanded: a pointer to the library's own memory, which it
 /// overwrites when it frees it. Sharing it between threads is sound, since
 /// using it changes nothing.
@@ -48,12 +53,9 @@ impl BodyKey {
         aad: &[u8],
         in_out: &mut [u8],
     ) -> Result<[u8; TAG_LEN], Refused> {
-        let nonce = Nonce::assume_unique_for_key(iv);
-        let tag = self
-            .0
-            .seal_in_place_separate_tag(nonce, Aad::from(aad), in_out)
-            .map_err(|_| Refused)?;
-        tag.as_ref().try_into().map_err(|_| Refused)
+        let sealed = seal(&self.0, iv, aad, in_out);
+        zeroize_stack::<CALL_STACK>();
+        sealed
     }
 
     /// Decrypts `sealed` (ciphertext, then tag) where it stands; the plaintext
@@ -64,11 +66,32 @@ impl BodyKey {
         aad: &[u8],
         sealed: &mut [u8],
     ) -> Result<(), Refused> {
-        self.0
-            .open_in_place(Nonce::assume_unique_for_key(iv), Aad::from(aad), sealed)
-            .map(|_| ())
-            .map_err(|_| Refused)
+        let opened = open(&self.0, iv, aad, sealed);
+        zeroize_stack::<CALL_STACK>();
+        opened
     }
+}
+
+/// As [`expand`], apart from [`BodyKey::seal`].
+#[inline(never)]
+fn seal(
+    key: &LessSafeKey,
+    iv: [u8; IV_LEN],
+    aad: &[u8],
+    in_out: &mut [u8],
+) -> Result<[u8; TAG_LEN], Refused> {
+    let tag = key
+        .seal_in_place_separate_tag(Nonce::assume_unique_for_key(iv), Aad::from(aad), in_out)
+        .map_err(|_| Refused)?;
+    tag.as_ref().try_into().map_err(|_| Refused)
+}
+
+/// As [`expand`], apart from [`BodyKey::open`].
+#[inline(never)]
+fn open(key: &LessSafeKey, iv: [u8; IV_LEN], aad: &[u8], sealed: &mut [u8]) -> Result<(), Refused> {
+    key.open_in_place(Nonce::assume_unique_for_key(iv), Aad::from(aad), sealed)
+        .map(|_| ())
+        .map_err(|_| Refused)
 }
 
 /// Apart from [`BodyKey::new`], and never inlined into it, so that the stack
