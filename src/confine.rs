@@ -6,6 +6,7 @@
 //! before the first one, and [`confine_server`] refuses otherwise.
 
 mod calls;
+mod code;
 mod files;
 
 use std::fmt;
@@ -16,6 +17,10 @@ use landlock::{ABI, Access as _, AccessNet, CompatLevel, Compatible as _, Rulese
 use rustix::mm::MlockAllFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use rustix::thread::CapabilitySet;
+
+use crate::wipe;
+
+pub use self::code::Code;
 
 /// The newest landlock version whose rights we handle (Linux 6.12); older
 /// kernels enforce what they know. Version 9 would also cut us off from
@@ -59,10 +64,19 @@ pub fn refuse_dumps() {
     }
 }
 
-/// [`refuse_dumps`], and keeps this process's memory out of swap. Best
-/// effort: what fails is logged.
-pub fn harden_process() {
+/// [`refuse_dumps`], and keeps this process's memory out of swap, all but its
+/// code. Best effort: what fails is logged.
+pub fn harden_process() -> Code {
+    let code = Code::of_this_process();
     refuse_dumps();
+    // Locked pages cannot be given back later.
+    wipe::give_back();
+    lock_memory();
+    code.unlock();
+    code
+}
+
+fn lock_memory() {
     // With a finite limit MCL_FUTURE succeeds now and lets a later allocation
     // fail (mlockall(2)): then rather not at all.
     let unlimited = rustix::process::getrlimit(Resource::Memlock)

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::confine;
+use crate::confine::{self, Code};
 use crate::control::{ToServer, ToSupervisor};
 use crate::token::Latches;
 
@@ -148,6 +148,7 @@ fn run_with(config_path: &Path, launch: Launch) -> Result<(), SupervisorError> {
         reload_ids: 0,
         again: None,
         stopping: None,
+        code: Code::of_this_process(),
     };
     runtime.block_on(supervisor.run())
 }
@@ -167,6 +168,8 @@ struct Supervisor {
     again: Option<usize>,
     /// When the server is killed.
     stopping: Option<Instant>,
+    /// Let go once the server serves: what follows is little.
+    code: Code,
 }
 
 /// A new configuration that the server is looking at.
@@ -311,6 +314,7 @@ impl Supervisor {
                 tracing::info!(socket = %self.loaded.config.agent.socket.display(), "serving");
                 if self.stopping.is_none() {
                     self.manager.ready();
+                    self.code.let_go();
                 }
             }
             ToSupervisor::Health { status } => {

@@ -52,7 +52,8 @@ unsafe impl GlobalAlloc for Wiping {
 /// Gives the pages of freed blocks back to the system, which the allocator
 /// would keep: a load leaves megabytes of them between blocks that live on.
 /// Takes milliseconds, and the allocator's locks one by one: for a process
-/// that has nothing else to do.
+/// that has nothing else to do. Of memory that is locked the kernel takes
+/// nothing back in this way (madvise(2)).
 #[allow(unsafe_code, reason = "the allocator is the C library's")]
 pub fn give_back() {
     // SAFETY: takes no pointer, touches no block in use, and may be called

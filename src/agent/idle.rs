@@ -1,6 +1,9 @@
 //! What the server does when it has nothing to do: it gives back the memory
-//! that a load has left it with.
+//! that its start, or a load, has left it with.
 
+use std::sync::Arc;
+
+use crate::confine::Code;
 use crate::wipe;
 
 /// Looks without a request in progress after which a pause is one: short gaps
@@ -8,21 +11,39 @@ use crate::wipe;
 const LOOKS: u32 = 4;
 
 /// Knows a pause when it sees one.
-#[derive(Debug, Default)]
-pub(super) struct Idle(u32);
+#[derive(Debug)]
+pub(super) struct Idle {
+    looks: u32,
+    code: Arc<Code>,
+}
 
 impl Idle {
+    pub(super) fn new(code: Code) -> Self {
+        Self {
+            looks: 0,
+            code: Arc::new(code),
+        }
+    }
+
     /// To be called at every tick; tidies up once in each pause, the one after
     /// the start included.
     pub(super) fn look(&mut self, is_idle: bool) {
         if self.begins(is_idle) {
-            tokio::task::spawn_blocking(wipe::give_back);
+            let code = self.code.clone();
+            tokio::task::spawn_blocking(move || {
+                wipe::give_back();
+                code.let_go();
+            });
         }
     }
 
     fn begins(&mut self, is_idle: bool) -> bool {
-        self.0 = if is_idle { self.0.saturating_add(1) } else { 0 };
-        self.0 == LOOKS
+        self.looks = if is_idle {
+            self.looks.saturating_add(1)
+        } else {
+            0
+        };
+        self.looks == LOOKS
     }
 }
 
@@ -32,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_pause_begins_once() {
-        let mut idle = Idle::default();
+        let mut idle = Idle::new(Code::of_this_process());
         let looks = [
             true, true, true, true, true, true, false, true, true, true, false, true, true, true,
             true, true,

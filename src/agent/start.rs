@@ -65,7 +65,7 @@ fn fatal(what: &str) -> impl Fn(std::io::Error) -> Error {
 fn run() -> Result<(), Error> {
     crypto::check().map_err(|why| Error::new(ErrorKind::Misconfigured, why))?;
     confine::die_with_parent();
-    confine::harden_process();
+    let code = confine::harden_process();
     confine::ignore_termination();
     raise_descriptor_limit();
     let mut control = Control::from_stdin().map_err(fatal("no control channel"))?;
@@ -151,7 +151,9 @@ fn run() -> Result<(), Error> {
         let records = queue::records(server.app.audit.clone());
         tokio::spawn(crate::put::queue::drain(Arc::clone(engine), records));
         let checkpoints = Checkpoints::new(server.app.clone(), &server.config, identity);
-        server.run(listener, control, checkpoints).await
+        server
+            .run(listener, control, checkpoints, Idle::new(code))
+            .await
     })
 }
 
@@ -233,8 +235,6 @@ struct Server {
     watch: Watch,
     /// Keys whose time has come, as the log was told.
     reminders: Reminders,
-    /// Gives memory back in pauses.
-    idle: Idle,
 }
 
 impl Server {
@@ -306,7 +306,6 @@ impl Server {
             workers: HashMap::new(),
             watch: Watch::default(),
             reminders: Reminders::default(),
-            idle: Idle::default(),
         })
     }
 
@@ -315,6 +314,7 @@ impl Server {
         listener: UnixListener,
         mut control: AsyncControl,
         checkpoints: Checkpoints,
+        mut idle: Idle,
     ) -> Result<(), Error> {
         let (stop, stopped) = watch::channel(false);
         let (close, closing) = watch::channel(false);
@@ -371,7 +371,7 @@ impl Server {
                 }
                 _ = tick.tick() => {
                     self.record_changes();
-                    self.idle.look(self.app.is_idle());
+                    idle.look(self.app.is_idle());
                     let now = self.app.health();
                     (now != told.0 || told.1.elapsed() >= HEARTBEAT).then(|| {
                         told = (now, Instant::now());

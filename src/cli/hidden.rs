@@ -28,7 +28,7 @@ const IN_MEMORY: [i64; 2] = [
 
 /// Before the first secret: no core file, no debugger, no swap.
 pub(super) fn harden() {
-    confine::harden_process();
+    let _ = confine::harden_process();
 }
 
 /// Asks on the terminal, without echo.

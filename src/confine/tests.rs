@@ -209,7 +209,7 @@ fn rule_24_a_hardened_process_leaves_no_core_and_admits_no_debugger() {
 #[test]
 #[ignore = "the child of rule_24_a_hardened_process_…"]
 fn hardened() {
-    harden_process();
+    let _ = harden_process();
     assert_eq!(
         rustix::process::dumpable_behavior().unwrap(),
         DumpableBehavior::NotDumpable

@@ -33,7 +33,8 @@ use std::time::Duration;
 use cryptoki::context::Pkcs11;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::{confine, log};
+use crate::confine::{self, Code};
+use crate::log;
 
 use super::protocol::{Failure, FailureKind, Frame, HELLO, Mode, Reply, Request, Setup, TALLY};
 use super::tally;
@@ -55,7 +56,7 @@ const LOADING: Duration = Duration::from_secs(60);
 pub fn main() -> ExitCode {
     close_inherited();
     log::init("token-worker");
-    confine::harden_process();
+    let code = confine::harden_process();
     confine::ignore_termination();
     // A panic in one thread would leave its request unanswered; the text is
     // ours and holds no payload.
@@ -64,7 +65,7 @@ pub fn main() -> ExitCode {
         exit::now(exit::LOST);
     }));
     match take_link() {
-        Ok((setup, link)) => run(&setup, &link),
+        Ok((setup, link)) => run(&setup, &link, &code),
         Err(error) => {
             tracing::error!("token-worker is started by the agent alone: {error}");
             ExitCode::from(exit::MISCONFIGURED)
@@ -80,9 +81,12 @@ enum Role {
     Recovering(Box<Recovery>),
 }
 
-fn run(setup: &Setup, link: &OwnedFd) -> ! {
+fn run(setup: &Setup, link: &OwnedFd, code: &Code) -> ! {
     let served = match start(setup, link) {
-        Ok(Role::Serving) => ended(link),
+        Ok(Role::Serving) => {
+            code.let_go();
+            ended(link)
+        }
         Ok(Role::Admin(pkcs11)) => receive(link, |frame| administer(&pkcs11, link, frame)),
         Ok(Role::Recovering(recovery)) => receive(link, |frame| recover(&recovery, link, frame)),
         Err(failure) => {
