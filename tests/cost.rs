@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use support::http::{self, Body};
 use support::null_store::NullStore;
-use support::process::Process;
+use support::process::{Process, eventually};
 use support::shim::{C_Decrypt, C_Encrypt, Shim};
 use support::{Agent, Hsm, Store, TokenKind, hsm, value};
 
@@ -157,4 +157,69 @@ fn a_listing_takes_the_same_memory_however_long() {
         grown / 1024
     ));
     assert!(grown <= FLAT, "{grown} bytes more for more keys");
+}
+
+/// A start touches most of the program's code once. It is no secret: neither
+/// locked, as the rest of memory is, nor kept.
+#[test]
+fn code_is_neither_locked_nor_kept_at_rest() {
+    if elsewhere() {
+        return;
+    }
+    let (hsm, store) = (Hsm::new(), NullStore::start());
+    let agent = agent(&hsm, &store, None);
+    let processes = agent.processes();
+    assert_eq!(processes.len(), 3);
+    let settled = |after: &str| {
+        let mut seen = Vec::new();
+        let done = eventually(Duration::from_secs(10), || {
+            seen = processes.iter().map(Code::of).collect();
+            let small = |code: &Code| code.resident * 4 < code.size;
+            seen.iter().all(small).then_some(())
+        });
+        assert!(done.is_some(), "after {after}: {seen:?}");
+        assert!(seen.iter().all(|code| code.locked == 0), "{seen:?}");
+        println!("after {after}: {seen:?}");
+    };
+    settled("the start");
+    for i in 0..3 {
+        put(&agent, &format!("/v1/objects/bucket/{i}"), 9 * MIB);
+    }
+    settled("a load");
+}
+
+/// The program's own code in a process, in bytes.
+#[derive(Debug)]
+struct Code {
+    size: u64,
+    resident: u64,
+    locked: u64,
+}
+
+impl Code {
+    fn of(process: &Process) -> Self {
+        let program = std::fs::read_link(format!("/proc/{}/exe", process.pid)).unwrap();
+        let smaps = String::from_utf8(process.proc("smaps")).unwrap();
+        let (mut inside, mut code) = (false, [0; 3]);
+        for line in smaps.lines() {
+            let (first, rest) = line.split_once(' ').unwrap();
+            if !first.ends_with(':') {
+                inside = rest.starts_with("r-xp") && rest.ends_with(program.to_str().unwrap());
+            } else if inside
+                && let Some(at) = ["Size:", "Rss:", "Locked:"]
+                    .iter()
+                    .position(|f| *f == first)
+            {
+                let number = rest.split_whitespace().next().unwrap();
+                code[at] += number.parse::<u64>().unwrap() << 10;
+            }
+        }
+        let [size, resident, locked] = code;
+        assert!(size > 0, "{smaps}");
+        Self {
+            size,
+            resident,
+            locked,
+        }
+    }
 }

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use crate::confine::Code;
 use crate::wipe;
 
-/// Looks without a request in progress after which a pause is one: short gaps
-/// between requests are no time to tidy up in.
+/// Looks without a request, in progress or over since the one before, after
+/// which a pause is one: short gaps are no time to tidy up in.
 const LOOKS: u32 = 4;
 
 /// Knows a pause when it sees one.
 #[derive(Debug)]
 pub(super) struct Idle {
     looks: u32,
+    /// Requests so far.
+    requests: u64,
     code: Arc<Code>,
 }
 
@@ -21,14 +23,16 @@ impl Idle {
     pub(super) fn new(code: Code) -> Self {
         Self {
             looks: 0,
+            requests: 0,
             code: Arc::new(code),
         }
     }
 
-    /// To be called at every tick; tidies up once in each pause, the one after
-    /// the start included.
-    pub(super) fn look(&mut self, is_idle: bool) {
-        if self.begins(is_idle) {
+    /// To be called at every tick, with the number of requests so far if none
+    /// is in progress; tidies up once in each pause, the one after the start
+    /// included.
+    pub(super) fn look(&mut self, at_rest: Option<u64>) {
+        if self.begins(at_rest) {
             let code = self.code.clone();
             tokio::task::spawn_blocking(move || {
                 wipe::give_back();
@@ -37,12 +41,14 @@ impl Idle {
         }
     }
 
-    fn begins(&mut self, is_idle: bool) -> bool {
-        self.looks = if is_idle {
+    fn begins(&mut self, at_rest: Option<u64>) -> bool {
+        let same = at_rest == Some(self.requests);
+        self.looks = if same {
             self.looks.saturating_add(1)
         } else {
             0
         };
+        self.requests = at_rest.unwrap_or(self.requests);
         self.looks == LOOKS
     }
 }
@@ -54,10 +60,14 @@ mod tests {
     #[test]
     fn a_pause_begins_once() {
         let mut idle = Idle::new(Code::of_this_process());
+        let busy = None;
         let looks = [
-            true, true, true, true, true, true, false, true, true, true, false, true, true, true,
-            true, true,
+            [Some(0); 6].as_slice(),
+            &[busy, Some(1), Some(1), Some(1)],
+            // One that nobody saw in progress.
+            &[Some(2); 6],
         ];
+        let looks = looks.concat();
         let begins: Vec<usize> = (0..)
             .zip(looks)
             .filter_map(|(at, now)| idle.begins(now).then_some(at))

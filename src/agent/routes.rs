@@ -1,6 +1,7 @@
 //! One request, from the wire to a response that always exists.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -370,6 +371,7 @@ pub(super) fn permit(app: &App) -> Result<OwnedSemaphorePermit, Error> {
             "no new requests are taken",
         ));
     }
+    app.begun.fetch_add(1, Ordering::Relaxed);
     app.permits.clone().try_acquire_owned().map_err(|_| {
         Error::new(
             ErrorKind::Busy,

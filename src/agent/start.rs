@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -286,6 +286,7 @@ impl Server {
             needless: Needless::default(),
             permits: Arc::new(Semaphore::new(config.agent.max_requests)),
             max_requests: config.agent.max_requests,
+            begun: AtomicU64::new(0),
             failures: Failures::default(),
             confinement: confinement.to_string(),
             confined: confinement.is_complete(),
@@ -371,7 +372,7 @@ impl Server {
                 }
                 _ = tick.tick() => {
                     self.record_changes();
-                    idle.look(self.app.is_idle());
+                    idle.look(self.app.at_rest());
                     let now = self.app.health();
                     (now != told.0 || told.1.elapsed() >= HEARTBEAT).then(|| {
                         told = (now, Instant::now());

@@ -1,7 +1,7 @@
 //! What the routes share.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
@@ -49,6 +49,8 @@ pub(super) struct App {
     /// One permit a request in progress.
     pub(super) permits: Arc<Semaphore>,
     pub(super) max_requests: usize,
+    /// Requests that asked for one.
+    pub(super) begun: AtomicU64,
     pub(super) failures: Failures,
     pub(super) confinement: String,
     /// Whether that is all of it.
@@ -66,9 +68,10 @@ impl App {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Whether no request is in progress.
-    pub(super) fn is_idle(&self) -> bool {
-        self.permits.available_permits() >= self.max_requests
+    /// The number of requests so far, if none is in progress.
+    pub(super) fn at_rest(&self) -> Option<u64> {
+        let all = self.permits.available_permits() >= self.max_requests;
+        all.then(|| self.begun.load(Ordering::Relaxed))
     }
 
     /// One word for all of it: the worst of what an upload needs.
