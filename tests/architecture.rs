@@ -55,6 +55,8 @@ const FLOORS: &[(&str, Floor)] = &[
 /// Uses within one floor that are meant.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("main", "cli"),
+    // What was freed is given back before memory is locked.
+    ("confine", "wipe"),
     // Grants are written in the words of operations.
     ("config", "api"),
     // A sealed key travels through the agent.

@@ -86,7 +86,8 @@ impl Held {
         outcome(result)
     }
 
-    /// Opens a file in place of a descriptor that is open.
+    /// Opens a file in place of a descriptor that is open; EBADF if another
+    /// thread closed it meanwhile.
     #[track_caller]
     pub fn replace(&self, fd: u32, path: &Path, flags: libc::c_int) -> Result<(), i32> {
         let path = self.lend(path);
@@ -95,6 +96,10 @@ impl Held {
         let opened = self.call(libc::SYS_openat, [cwd, path, flags, 0, 0, 0]);
         outcome(opened)?;
         let new = opened.cast_unsigned();
+        if new == u64::from(fd) {
+            self.call(libc::SYS_close, [new, 0, 0, 0, 0, 0]);
+            return Err(libc::EBADF);
+        }
         let cloexec = u64::from(libc::O_CLOEXEC.cast_unsigned());
         let done = self.call(libc::SYS_dup3, [new, fd.into(), cloexec, 0, 0, 0]);
         self.call(libc::SYS_close, [new, 0, 0, 0, 0, 0]);
