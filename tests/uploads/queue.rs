@@ -86,7 +86,9 @@ fn an_outage_loses_nothing_and_keeps_the_order() {
     recorder.away(false);
     drained(&agent, 0);
     // A ticket is off the list before its file is gone: never the other way.
-    let gone = eventually(Duration::from_secs(5), || (files(&agent) == 0).then_some(()));
+    let gone = eventually(Duration::from_secs(5), || {
+        (files(&agent) == 0).then_some(())
+    });
     assert!(gone.is_some(), "{}", files(&agent));
     // The first was there before the outage.
     let made = recorder.made(&bucket).split_off(1);
