@@ -1,6 +1,6 @@
 //! The cryptographic library: AWS-LC, and with the `fips` feature its FIPS
 //! module. The only file that names it. It was chosen by measurement
-//! (docs/benchmarks.md, "Why").
+//! (docs/benchmarks.md, "Pieces").
 //!
 //! Everything that protects data or evidence while the agent runs comes
 //! through here. docs/fips.md says what does not.
