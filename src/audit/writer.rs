@@ -76,12 +76,13 @@ pub(super) struct Writer {
     pub(super) dir: PathBuf,
     pub(super) rotate: u64,
     pub(super) identity: Identity,
-    pub(super) state: watch::Sender<State>,
     pub(super) sink: Option<Sink>,
     /// Gets the begins of former processes once the log is open.
     pub(super) opened: Option<oneshot::Sender<Vec<Begun>>>,
     /// Absent until it could be opened.
     pub(super) disk: Option<Disk>,
+    /// Behind `disk`: its end tells that the log is closed, and may be opened.
+    pub(super) state: watch::Sender<State>,
     pub(super) owed: VecDeque<Event>,
     pub(super) lost: u64,
 }
